@@ -1,0 +1,672 @@
+"""FastSAG from scratch: solo singing in, the matching instrumental accompaniment out.
+
+One file, read top to bottom, for the paper "FastSAG: Towards Fast Non-Autoregressive Singing Accompaniment Generation"
+(Chen, Xue, Tan, Ye, Liu, Guo; IJCAI 2024). The signal path, with B batch, L samples, M mel bins, T frames, S features:
+
+    vocals (B, L), 24 kHz mono
+      -> log-mel (B, M, T = L/256)  and  music features (B, S, T/4): chroma, onsets, loudness
+      -> semantic projection: the features to expect of the ACCOMPANIMENT (B, S, T/4)      WHAT to play   (Sec. 3.3)
+      -> prior projection:    the mean mel of the accompaniment, mu (B, M, T)              WHERE in time  (Sec. 3.4)
+      -> EDM diffusion: a 2-D U-Net turns noise into a mel that fits [mu, features]        (Sec. 3.2)
+      -> mel of the accompaniment (B, M, T)
+      -> Griffin-Lim -> accompaniment (B, L), 24 kHz
+
+The other papers: EDM (Karras et al. 2022, arXiv 2206.00364), DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095),
+fast Griffin-Lim (Perraudin et al. 2013), RoPE (Su et al. 2021), segment training as in Grad-TTS (Popov et al. 2021).
+"""
+import math
+import os
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Config. Everything that a checkpoint needs to rebuild its model; the training settings live in train.py.
+
+
+@dataclass
+class Config:
+    # audio: the 24 kHz / 100 band definition that BigVGAN and Vocos publish vocoders for
+    sample_rate: int = 24000          # Hz
+    n_fft: int = 1024                 # samples, 43 ms
+    hop_length: int = 256             # samples, 10.7 ms: 93.75 mel frames per second
+    n_mels: int = 100                 # slaney bands from 0 to 12 kHz
+    level_dbfs: float = -20.0         # every song's voice and band are brought to this active level, once per song
+    mel_mean: float = -5.3            # of log-mels at that level, measured on the demo songs' accompaniments, so that
+    mel_std: float = 2.8              # the normalised mel has mean 0 and standard deviation sigma_data
+    # conditioning encoder, at 23.4 frames per second
+    dim: int = 128                    # channels
+    layers: int = 6                   # each: dilated convolution, attention, MLP
+    radius: int = 128                 # attention reaches this many frames to either side: 5.5 s, so 10.9 s per layer
+    # U-Net
+    channels: tuple = (48, 96, 192)   # per level; each level halves time and frequency
+    blocks: int = 1                   # residual blocks per level, on the way down and again on the way up
+    unet_radius: int = 16             # bottom attention, frames of 171 ms to either side: 2.7 s
+    segment: int = 256                # mel frames per clip that the diffusion loss sees, 2.7 s (Grad-TTS's economy)
+    cond_drop: float = 0.1            # share of training examples without condition, for classifier-free guidance
+    # EDM (Table 1); sigma_data is the standard deviation of the normalised mel
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    P_mean: float = -1.2              # training noise levels: ln(sigma) ~ N(P_mean, P_std^2)
+    P_std: float = 1.2
+
+
+PRESETS = {
+    "tiny": Config(dim=32, layers=2, radius=32, channels=(16, 24, 32), segment=64),      # for tests: seconds
+    "demo": Config(),                                                                    # the shipped weights
+    "base": Config(dim=384, layers=10, channels=(128, 256, 384), blocks=2, segment=512),  # real data, one GPU
+}
+N_FEATURES = 12 + 12 + 3 + 1          # S: bass chroma, middle chroma, onsets in three bands, loudness
+PATCH = 4                             # one feature frame is 4 mel frames, 43 ms; the U-Net sees 4 x 4 mel patches
+
+
+class UserError(Exception):
+    """The user's input cannot be used; the message is one sentence that the scripts print, with exit status 2."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Audio in and out. Resampling is a windowed sinc; the rest is bookkeeping around soundfile.
+
+
+def read_audio(path):
+    """Any file that soundfile reads -> ((channels, L) float32 array, sample rate in Hz). Raises UserError."""
+    if not os.path.exists(path):
+        raise UserError(f"{path} does not exist; give the path of an audio file")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a directory; give the path of an audio file")
+    try:
+        wav, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, TypeError) as e:
+        raise UserError(f"{path} cannot be read as audio ({str(e).splitlines()[0]}); "
+                        "give a whole WAV, FLAC, OGG, MP3 or AIFF file") from None
+    if len(wav) == 0:
+        raise UserError(f"{path} holds no samples; give a file with sound in it")
+    if not np.isfinite(wav).all():
+        raise UserError(f"{path} holds {np.sum(~np.isfinite(wav))} samples that are NaN or infinite; export it again")
+    return wav.T, sample_rate
+
+
+def active_dbfs(wav, sample_rate):
+    """RMS level in dBFS (20 log10) over the 100 ms blocks within 40 dB of the loudest; -inf for digital silence."""
+    wav = torch.as_tensor(wav)
+    block = min(len(wav), sample_rate // 10)
+    power = wav[: len(wav) // block * block].view(-1, block).square().mean(1)
+    active = power[power > power.max() * 1e-4]
+    return 10 * math.log10(active.mean()) if len(active) else -math.inf
+
+
+@lru_cache
+def sinc_kernel(up, down, zeros=48, rolloff=0.945, beta=8.0):
+    """(up, 1, taps): row p interpolates at p * down / up input samples. A Kaiser window of beta 8 on 48 zero crossings
+    falls by 80 dB within 5 % of the cutoff, so a cutoff 5.5 % below the lower Nyquist frequency keeps aliases under."""
+    cutoff = rolloff * min(1.0, up / down)                                 # in units of the input's Nyquist frequency
+    width = math.ceil(zeros / cutoff)
+    t = torch.arange(-width, width + down)[None] - torch.arange(up)[:, None] * down / up
+    kaiser = torch.special.i0(beta * (1 - (t / width).square()).clamp(min=0).sqrt()) / torch.special.i0(torch.tensor(beta))
+    window = kaiser * (t.abs() < width)
+    return (cutoff * torch.sinc(cutoff * t) * window)[:, None].float(), width
+
+
+def resample(wav, rate_in, rate_out):
+    """(..., L) at rate_in Hz -> (..., ceil(L * rate_out / rate_in)) at rate_out Hz; aliases stay below -60 dB."""
+    if rate_in == rate_out:
+        return wav
+    ratio = Fraction(rate_out, rate_in).limit_denominator(1000)            # odd rates: within 1e-6 of the true ratio
+    up, down = ratio.numerator, ratio.denominator
+    kernel, width = sinc_kernel(up, down)
+    length = math.ceil(wav.shape[-1] * rate_out / rate_in)
+    steps = math.ceil(length / up)
+    x = wav.reshape(-1, 1, wav.shape[-1])
+    x = F.pad(x, (width, max(0, steps * down + width - x.shape[-1])))
+    y = F.conv1d(x, kernel.to(x), stride=down)                             # (N, up, steps): `up` outputs per `down` inputs
+    return y.transpose(1, 2).reshape(*wav.shape[:-1], -1)[..., :length]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mel front end. log-mel as in BigVGAN's and Vocos' 24 kHz / 100 band models: frames that start (n_fft - hop) / 2
+# before their hop, magnitudes sqrt(re^2 + im^2 + 1e-9), slaney filters, natural log of at least 1e-5. This is the only
+# mel of the project: preparation, training, sampling and vocoding call it.
+
+
+def stft(wav, n_fft, hop_length):
+    """(B, L) -> complex (B, n_fft/2 + 1, L/hop_length), Hann window, reflected edges. L is a multiple of the hop."""
+    pad = (n_fft - hop_length) // 2
+    frames = F.pad(wav[:, None], (pad, pad), mode="reflect")[:, 0].unfold(-1, n_fft, hop_length)   # (B, T, n_fft)
+    return torch.fft.rfft(frames * torch.hann_window(n_fft, device=wav.device)).transpose(1, 2)
+
+
+def istft(spec, n_fft, hop_length):
+    """The least-squares inverse of stft: windowed frames are added up and divided by the added-up squared window."""
+    window = torch.hann_window(n_fft, device=spec.device)
+    frames = torch.fft.irfft(spec.transpose(1, 2), n=n_fft) * window                               # (B, T, n_fft)
+    overlap = n_fft // hop_length
+
+    def add_up(frames):                                                    # overlap-add, one hop-sized slice at a time
+        parts = frames.unflatten(-1, (overlap, hop_length))                # (B, T, overlap, hop)
+        return sum(F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap)).flatten(1)
+
+    pad = (n_fft - hop_length) // 2
+    norm = add_up(window.square().expand(1, frames.shape[1], n_fft))
+    return (add_up(frames) / norm.clamp(min=1e-6))[:, pad:-pad]
+
+
+@lru_cache
+def mel_filterbank(sample_rate, n_fft, n_mels):
+    """(n_mels, n_fft/2 + 1) triangles of area one on Slaney's scale: linear up to 1 kHz, then 27 mels per factor 6.4.
+    The same numbers as librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels)."""
+    linear, per_log = 200 / 3, math.log(6.4) / 27                          # Hz per mel below 1 kHz; ln(Hz) per mel above
+    top = 15 + math.log(sample_rate / 2 / 1000) / per_log                  # 1 kHz is 15 mels
+    mels = torch.linspace(0, top, n_mels + 2, dtype=torch.float64)
+    hz = torch.where(mels < 15, mels * linear, 1000 * torch.exp((mels - 15) * per_log))
+    low, centre, high = hz[:-2, None], hz[1:-1, None], hz[2:, None]
+    freqs = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
+    triangles = torch.minimum((freqs - low) / (centre - low), (high - freqs) / (high - centre)).clamp(min=0)
+    return (triangles * 2 / (high - low)).float()
+
+
+def log_mel(wav, cfg):
+    """(B, L) -> (B, M, T = L / hop_length): natural log of the mel magnitudes, at least ln(1e-5)."""
+    spec = stft(wav, cfg.n_fft, cfg.hop_length)
+    magnitude = (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
+    mel = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(wav.device) @ magnitude
+    return mel.clamp(min=1e-5).log()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Music features. Where the paper takes 768 features of MERT-v1-95M, a pretrained model, we write down what an
+# accompanist listens for: which notes sound (chroma, in the bass and above it), where something begins (onsets, low,
+# middle, high) and how loud it is. They know nothing of timbre, so they cannot carry a source separator's artefacts.
+
+
+@lru_cache
+def chroma_filterbank(rate, n_fft):
+    """(24, n_fft/2 + 1): bass pitch classes (40-175 Hz), then middle ones (175-1400 Hz); C is 0. A bin counts for a
+    pitch class by a Gaussian of its distance in semitones; at the bottom, where bins are wider, of a bin's width."""
+    freqs = torch.linspace(0, rate / 2, n_fft // 2 + 1)[1:]
+    pitch = 69 + 12 * torch.log2(freqs / 440)                              # MIDI note number
+    width = torch.maximum(torch.tensor(0.3), 0.6 * 12 / math.log(2) * (rate / n_fft) / freqs)      # semitones
+    distance = (pitch - torch.arange(12)[:, None] + 6) % 12 - 6            # (12, bins), from -6 to 6
+    weight = torch.exp(-0.5 * (distance / width).square()) / width
+    bands = [(freqs >= low) & (freqs < high) for low, high in ((40, 175), (175, 1400))]
+    return F.pad(torch.cat([weight * band for band in bands]), (1, 0))
+
+
+def onset_envelope(mel):
+    """log-mel (B, M, T) -> (B, M, T): by how much each band rose since the last frame. Sounds below about -40 dB of
+    the usual level, where a logarithm would make much of nothing, count little."""
+    level = torch.log1p(100 * mel.exp())
+    return F.pad((level[..., 1:] - level[..., :-1]).clamp(min=0), (1, 0))
+
+
+def music_features(wav, mel, cfg):
+    """(B, L) and its log-mel (B, M, T) -> (B, S, T/4), each row of roughly zero mean and unit variance."""
+    low, n_fft = cfg.sample_rate // 4, 2048                                # 6 kHz is enough for chroma; 341 ms frames
+    spec = stft(resample(wav, cfg.sample_rate, low), n_fft, cfg.hop_length * PATCH // 4)
+    amplitude = spec.abs() * (4 / n_fft)                                   # a sine of amplitude 1 gives 1
+    chroma = (chroma_filterbank(low, n_fft).to(wav.device) @ amplitude).unflatten(1, (2, 12))
+    chroma = chroma / (chroma.norm(dim=2, keepdim=True) + 0.01)            # shape, not loudness; silence gives 0
+    onsets = onset_envelope(mel).unflatten(-1, (-1, PATCH)).sum(-1)    # (B, M, T/4)
+    edges = (0, 8, 40, cfg.n_mels)                                         # 0-270 Hz, 270-1700 Hz, 1.7-12 kHz
+    onsets = torch.stack([onsets[:, a:b].mean(1) for a, b in zip(edges, edges[1:])], 1)
+    loudness = torch.log1p(100 * mel.exp()).mean(1, keepdim=True).unflatten(-1, (-1, PATCH)).mean(-1)
+    return torch.cat([4 * chroma.flatten(1, 2) - 1, 3 * onsets.sqrt() - 1, 2 * loudness - 2], 1)
+
+
+def chroma_of(features):
+    """(B, S, T/4) -> (B, 24, T/4): the chroma rows of music_features as shares from 0 to 1."""
+    return (features[:, :24] + 1) / 4
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Blocks. Nothing here takes statistics over time, and attention reaches a fixed distance: a frame's result depends on
+# its surroundings alone, not on how long the clip is. A model trained on clips then works on songs.
+
+
+class ChannelNorm(nn.Module):
+    """Divides by the root mean square over the channels (dim 1) at each position; a learned gain per channel."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        gain = self.gain.view(-1, *[1] * (x.dim() - 2))
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * gain
+
+
+class LocalAttention(nn.Module):
+    """Attention over time, `radius` frames to either side, with rotary positions. Queries go in blocks of `radius`
+    frames, each block sees itself and its two neighbours: linear in time, and exact."""
+
+    def __init__(self, channels, inner, radius, head=32):
+        super().__init__()
+        self.radius, self.head = radius, head
+        self.norm = ChannelNorm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * inner, 1)
+        self.out = nn.Conv1d(inner, channels, 1)
+
+    def rotate(self, x):                                                   # (B, heads, T, head)
+        freqs = 10000.0 ** -torch.linspace(0, 1, self.head // 2, device=x.device)
+        angle = torch.arange(x.shape[2], device=x.device)[:, None] * freqs
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1).to(x.dtype)
+
+    def forward(self, x):                                                  # (B, C, T)
+        T, R = x.shape[-1], self.radius
+        q, k, v = self.qkv(self.norm(x)).unflatten(1, (3, -1, self.head)).transpose(-1, -2).unbind(1)
+        q, k = self.rotate(q), self.rotate(k)                              # (B, heads, T, head)
+        extra = -T % R
+        q = F.pad(q, (0, 0, 0, extra)).unflatten(2, (-1, R))               # (B, heads, blocks, R, head)
+        k, v = (F.pad(t, (0, 0, R, R + extra)).unfold(2, 3 * R, R).transpose(-1, -2) for t in (k, v))
+        i, j = torch.arange(q.shape[2] * R, device=x.device).view(-1, R, 1), torch.arange(-R, 2 * R, device=x.device)
+        j = i[:, :1] + j                                                   # (blocks, 1, 3R), the keys' positions
+        near = ((i - j).abs() <= R) & (j >= 0) & (j < T) | (i >= T)        # rows of padding may look anywhere
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=near)
+        return x + self.out(y.flatten(2, 3)[:, :, :T].transpose(-1, -2).flatten(1, 2))
+
+
+class TimeBlock(nn.Module):
+    """Residual dilated convolution over time, then a two-layer perceptron per frame."""
+
+    def __init__(self, channels, dilation):
+        super().__init__()
+        self.conv = nn.Sequential(
+            ChannelNorm(channels), nn.Conv1d(channels, channels, 5, padding=2 * dilation, dilation=dilation), nn.SiLU())
+        self.mlp = nn.Sequential(ChannelNorm(channels), nn.Conv1d(channels, 4 * channels, 1), nn.SiLU(),
+                                 nn.Conv1d(4 * channels, channels, 1))
+
+    def forward(self, x):                                                  # (B, C, T)
+        x = x + self.conv(x)
+        return x + self.mlp(x)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The two projections, the heart of the paper. Both are regressions: they learn the mean of what may follow, and the
+# diffusion adds what a mean cannot have. Official code: WaveNets of 8 x 8 layers on MERT features, about 150 M
+# parameters; here attention gives the context that a beat and a key need, in about 2 M.
+
+
+class SemanticProjection(nn.Module):
+    """WHAT to play: from the vocals, the music features to expect of the accompaniment (paper: L_semantic)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.embed = nn.Conv1d(N_FEATURES + PATCH * cfg.n_mels, cfg.dim, 1)
+        self.layers = nn.Sequential()
+        for i in range(cfg.layers):
+            self.layers.append(TimeBlock(cfg.dim, dilation=2 ** (i % 4)))
+            self.layers.append(LocalAttention(cfg.dim, cfg.dim, cfg.radius))
+        self.out = nn.Sequential(ChannelNorm(cfg.dim), nn.Conv1d(cfg.dim, N_FEATURES, 1))
+
+    def forward(self, features, mel):
+        """features (B, S, T/4) and normalised mel (B, M, T) of the vocals -> expected features (B, S, T/4) and the
+        hidden state that they are read from (B, dim, T/4)."""
+        frames = mel.unflatten(-1, (-1, PATCH)).transpose(2, 3).flatten(1, 2)  # (B, 4M, T/4): four mel frames stacked
+        hidden = self.layers(self.embed(torch.cat([features, frames], 1)))
+        return self.out(hidden), hidden
+
+
+class PriorProjection(nn.Module):
+    """WHERE in time: the mean mel of the accompaniment, mu, frame by frame (paper: L_prior). Official code stretches
+    the features over (100, T) like a picture; here each feature frame unfolds into its four mel frames."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.embed = nn.Conv1d(N_FEATURES + cfg.dim, cfg.dim, 1)
+        self.layers = nn.Sequential(*[TimeBlock(cfg.dim, dilation=d) for d in (1, 2)])
+        self.out = nn.Sequential(ChannelNorm(cfg.dim), nn.Conv1d(cfg.dim, PATCH * cfg.n_mels, 1))
+
+    def forward(self, expected, hidden):
+        """expected features (B, S, T/4) and hidden state (B, dim, T/4) -> mu (B, M, T), a normalised mel."""
+        frames = self.out(self.layers(self.embed(torch.cat([expected, hidden], 1))))
+        return frames.unflatten(1, (-1, PATCH)).transpose(2, 3).flatten(2)     # (B, M, 4, T/4) -> (B, M, T)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# U-Net on mel patches. The mel (100, T) is folded into 4 x 4 patches; for the demo's channels the stages are
+#
+#                         channels   frequency x time     frame of
+#   level 0                     48   25 x T/4                43 ms      down ->                        -> up, out
+#   level 1                     96   13 x T/8                85 ms             down ->          -> up
+#   level 2, attention         192    7 x T/16              171 ms                    -> middle
+#
+# Official code: Grad-TTS's U-Net, 64 x (1, 2, 4) channels at the full 100 x 1024; patches cost a tenth of that.
+
+
+class ResBlock(nn.Module):
+    """Two 3 x 3 convolutions; the noise level scales and shifts what lies between them. Starts as the identity."""
+
+    def __init__(self, c_in, c_out, c_emb):
+        super().__init__()
+        self.norm1, self.conv1 = ChannelNorm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.modulate = nn.Linear(c_emb, 2 * c_out)
+        self.norm2, self.conv2 = ChannelNorm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x, emb):                                             # (B, C, F, T), (B, c_emb)
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulate(emb)[:, :, None, None].chunk(2, 1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.skip(x) + h
+
+
+class UNet(nn.Module):
+    """The raw network F_x of EDM: (noisy mel, condition, noise level) -> (B, M, T)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        C, emb, self.rows = cfg.channels, 4 * cfg.channels[0], cfg.n_mels // PATCH
+        self.noise = nn.Sequential(nn.Linear(32, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
+        self.embed = nn.Conv2d(2 * PATCH ** 2, C[0], 3, padding=1)         # two pictures: the noisy mel and mu
+        self.features = nn.Conv1d(N_FEATURES, C[0] * self.rows, 1)         # what to play, painted over the rows
+        self.position = nn.Parameter(torch.randn(C[0], self.rows, 1) * 0.1)  # a convolution knows no pitch: tell it
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for i, c in enumerate(C[:-1]):
+            self.down.append(nn.ModuleList([ResBlock(c, c, emb) for _ in range(cfg.blocks)]
+                                           + [nn.Conv2d(c, C[i + 1], 3, stride=2, padding=1)]))
+            self.up.insert(0, nn.ModuleList([nn.Conv2d(C[i + 1], c, 1)]
+                                            + [ResBlock(2 * c if j == 0 else c, c, emb) for j in range(cfg.blocks)]))
+        rows = math.ceil(self.rows / 2 ** (len(C) - 1))                    # each frame's rows make one token
+        self.middle = nn.ModuleList([ResBlock(C[-1], C[-1], emb), LocalAttention(C[-1] * rows, C[-1], cfg.unet_radius),
+                                     ResBlock(C[-1], C[-1], emb)])
+        self.out = nn.Sequential(ChannelNorm(C[0]), nn.SiLU(), nn.Conv2d(C[0], PATCH ** 2, 3, padding=1))
+        nn.init.zeros_(self.out[-1].weight)                                # D_x starts as c_skip x: no guess at all
+
+    def forward(self, x, mu, expected, c_noise):
+        """x, mu (B, M, T); expected (B, S, T/4); c_noise (B,) -> F_x (B, M, T). T is a multiple of 16."""
+        angle = c_noise[:, None] * torch.exp(torch.linspace(0, 4, 16, device=x.device))      # (B, 16), 1 to 55 rad
+        emb = self.noise(torch.cat([angle.cos(), angle.sin()], 1))
+        h = self.embed(F.pixel_unshuffle(torch.stack([x, mu], 1), PATCH))                    # (B, C, rows, T/4)
+        h = h + self.position + self.features(expected).unflatten(1, (-1, self.rows))
+        skips = []
+        for *blocks, halve in self.down:
+            for block in blocks:
+                h = block(h, emb)
+            skips.append(h)
+            h = halve(h)
+        first, attention, last = self.middle
+        h = first(h, emb)
+        h = attention(h.flatten(1, 2)).view_as(h)
+        h = last(h, emb)
+        for narrow, *blocks in self.up:
+            skip = skips.pop()
+            h = F.interpolate(narrow(h), scale_factor=2, mode="nearest")[:, :, : skip.shape[2]]
+            h = torch.cat([h, skip], 1)                                    # (B, 2C, rows, time)
+            for block in blocks:
+                h = block(h, emb)
+        return F.pixel_shuffle(self.out(h), PATCH)[:, 0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From mel to sound. Griffin-Lim looks for the phases: go to the waveform and back again and again, keep the phases,
+# restore the magnitudes. Momentum makes 32 rounds as good as a hundred. A neural vocoder will stand beside it.
+
+
+def griffin_lim(mel, cfg, iterations=32, momentum=0.99, head=None):
+    """log-mel (B, M, T) -> waveform (B, T * hop). `head` (B, T' * hop), if given, is sound that the first T' frames
+    have already: their phases start from it, so that pieces of a long song fit together."""
+    filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(mel.device)
+    magnitude = (torch.linalg.pinv(filters) @ mel.exp()).clamp(min=0)      # least squares; a spectrum is not negative
+    generator = torch.Generator().manual_seed(0)
+    angle = 2 * math.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)
+    spec = torch.polar(magnitude, angle.expand_as(magnitude))
+    if head is not None:
+        known = stft(head, cfg.n_fft, cfg.hop_length)
+        n = known.shape[-1]
+        spec[..., :n] = magnitude[..., :n] * known / known.abs().clamp(min=1e-8)
+    previous = torch.zeros_like(spec)
+    for _ in range(iterations):
+        rebuilt = stft(istft(spec, cfg.n_fft, cfg.hop_length), cfg.n_fft, cfg.hop_length)
+        step = rebuilt + momentum * (rebuilt - previous)
+        spec = magnitude * step / step.abs().clamp(min=1e-8)
+        previous = rebuilt
+    return istft(spec, cfg.n_fft, cfg.hop_length)
+
+
+def vocode(mel, cfg, piece=2048, overlap=96):
+    """log-mel (1, M, T) of any length -> waveform (1, T * hop), in pieces of 22 s that fade into each other for 1 s."""
+    wav = griffin_lim(mel[..., : piece], cfg)
+    fade = torch.linspace(0, 1, overlap * cfg.hop_length, device=mel.device)
+    for start in range(piece - overlap, mel.shape[-1] - overlap, piece - overlap):
+        tail = wav[:, start * cfg.hop_length:]
+        more = griffin_lim(mel[..., start: start + piece], cfg, head=tail)
+        joint = tail * (1 - fade) + more[:, : len(fade)] * fade
+        wav = torch.cat([wav[:, : start * cfg.hop_length], joint, more[:, len(fade):]], 1)
+    return wav
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The model: precondition, loss and sampler follow EDM line by line. The official code takes the preconditioning of
+# consistency models, (sigma - sigma_min) for sigma, and steps with Euler; here both are as EDM's Table 1 prints them.
+
+
+class FastSAG(nn.Module):
+    """Vocals to accompaniment. `FastSAG.load(path)` and `accompany(vocals, sample_rate)` are all that a user needs."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.semantic = SemanticProjection(cfg)
+        self.prior = PriorProjection(cfg)
+        self.unet = UNet(cfg)
+
+    @property
+    def device(self):
+        return next(self.parameters()).device
+
+    # --- mel and condition
+
+    def normalise(self, mel):
+        """log-mel -> mean 0, standard deviation sigma_data."""
+        return (mel - self.cfg.mel_mean) * (self.cfg.sigma_data / self.cfg.mel_std)
+
+    def denormalise(self, mel):
+        return mel * (self.cfg.mel_std / self.cfg.sigma_data) + self.cfg.mel_mean
+
+    @torch.no_grad()
+    def analyse(self, wav):
+        """(B, L) at the level of the config -> normalised mel (B, M, T), features (B, S, T/4). Always in float32."""
+        with torch.autocast(wav.device.type, enabled=False):
+            mel = log_mel(wav, self.cfg)
+            return self.normalise(mel), music_features(wav, mel, self.cfg)
+
+    def condition(self, vocals):
+        """vocals (B, L) -> expected features (B, S, T/4), mu (B, M, T): the two things that the U-Net is told."""
+        mel, features = self.analyse(vocals)
+        expected, hidden = self.semantic(features, mel)
+        return expected, self.prior(expected, hidden)
+
+    # --- EDM
+
+    def denoise(self, x, sigma, mu, expected):
+        """D_x, the denoised mel: EDM eq. 7 with the preconditioning of Table 1. x (B, M, T), sigma (B,)."""
+        sigma_data, s = self.cfg.sigma_data, sigma[:, None, None]
+        c_skip = sigma_data ** 2 / (s ** 2 + sigma_data ** 2)
+        c_out = s * sigma_data / (s ** 2 + sigma_data ** 2).sqrt()
+        c_in = 1 / (s ** 2 + sigma_data ** 2).sqrt()
+        c_noise = sigma.log() / 4
+        F_x = self.unet(c_in * x, mu, expected, c_noise)
+        return c_skip * x + c_out * F_x
+
+    def draw(self, batch, frames, generator):
+        """All that is random in a training step, for clips of `frames` mel frames, so that a step can be repeated."""
+        cfg, device = self.cfg, generator.device
+        segment = min(cfg.segment, frames)
+        normal = torch.randn(batch, generator=generator, device=device)
+        return {
+            "start": torch.randint((frames - segment) // 16 + 1, (batch,), generator=generator, device=device) * 16,
+            "sigma": (cfg.P_mean + cfg.P_std * normal).exp(),
+            "noise": torch.randn(batch, cfg.n_mels, segment, generator=generator, device=device),
+            "keep": (torch.rand(batch, generator=generator, device=device) >= cfg.cond_drop).float(),
+        }
+
+    def forward(self, vocals, accomp, draw):
+        """vocals, accomp (B, L) and draw() -> {"semantic": scalar, "prior": scalar, "diffusion": (B,)}. All three
+        are close to 1 for a model that knows nothing, so the paper's weights of 1 : 1 : 1 can stand."""
+        cfg = self.cfg
+        mel, features = self.analyse(accomp)
+        expected, mu = self.condition(vocals)
+        semantic = F.mse_loss(expected, features)
+        prior = F.mse_loss(mu, mel) / cfg.sigma_data ** 2
+
+        segment, sigma = draw["noise"].shape[-1], draw["sigma"]            # diffusion: a piece of each clip is enough
+        keep = draw["keep"][:, None, None]                                 # classifier-free guidance: drop some conditions
+        mel, mu = cut(mel, draw["start"], segment), cut(mu, draw["start"], segment) * keep
+        expected = cut(expected, draw["start"] // PATCH, segment // PATCH) * keep
+        D_x = self.denoise(mel + sigma[:, None, None] * draw["noise"], sigma, mu, expected)
+        weight = (sigma ** 2 + cfg.sigma_data ** 2) / (sigma * cfg.sigma_data) ** 2          # lambda(sigma), Table 1
+        return {"semantic": semantic, "prior": prior, "diffusion": weight * (D_x - mel).square().mean((1, 2))}
+
+    def guided(self, x, sigma, mu, expected, guidance, window=2048, halo=512):
+        """denoise() for a song: windows of 22 s, each with 5.5 s more to either side, which is more than the U-Net
+        sees, so that no seam exists. Guidance (Ho & Salimans 2022) runs both conditions as one batch."""
+        pieces = []
+        for start in range(0, x.shape[-1], window):
+            a, b = max(0, start - halo), min(x.shape[-1], start + window + halo)
+            args = x[..., a:b], mu[..., a:b], expected[..., a // PATCH: b // PATCH]
+            if guidance != 1:
+                args = [torch.cat([arg, arg if i == 0 else 0 * arg]) for i, arg in enumerate(args)]
+            D_x = self.denoise(args[0], sigma.expand(len(args[0])), *args[1:])
+            if guidance != 1:
+                with_cond, without = D_x.chunk(2)
+                D_x = without + guidance * (with_cond - without)
+            pieces.append(D_x[..., start - a: start - a + window])
+        return torch.cat(pieces, -1)
+
+    @torch.no_grad()
+    def sample(self, mu, expected, steps=8, guidance=1.0, seed=0, progress=lambda steps: steps):
+        """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations.
+        Solver: DPM-Solver++(2M), second order like EDM's Heun but with one evaluation per step."""
+        noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(mu.device)
+        denoise = lambda x, sigma: self.guided(x, sigma, mu, expected, guidance)
+        return solve(denoise, noise, sigma_steps(steps, self.cfg).to(mu.device), progress)
+
+    # --- use
+
+    @torch.no_grad()
+    def accompany(self, vocals, sample_rate, steps=8, guidance=1.0, seed=0):
+        """vocals (L,) float at sample_rate, 0.5 s or longer -> accompaniment (L,) float32 at the same rate, as loud as
+        the voice (active level)."""
+        vocals = torch.as_tensor(vocals, dtype=torch.float32)
+        assert vocals.dim() == 1, f"vocals must be mono, shape (L,); got {tuple(vocals.shape)}"
+        wav, gain = self.prepare(vocals, sample_rate)
+        expected, mu = self.condition(wav)
+        mel = self.sample(mu, expected, steps, guidance, seed)
+        return self.render(mel, gain, sample_rate, len(vocals))
+
+    def prepare(self, vocals, sample_rate):
+        """(L,) -> (1, L') at the model's rate and level, padded to whole U-Net frames; and the gain that was applied."""
+        wav = resample(vocals, sample_rate, self.cfg.sample_rate)
+        level = active_dbfs(wav, self.cfg.sample_rate)
+        assert level > -math.inf, "vocals are silent"
+        gain = 10 ** ((self.cfg.level_dbfs - level) / 20)
+        return F.pad(wav * gain, (0, -len(wav) % self.frame_length))[None].to(self.device), gain
+
+    @property
+    def frame_length(self):
+        """Samples per frame of the U-Net's lowest level: lengths are multiples of it."""
+        return self.cfg.hop_length * PATCH * 2 ** (len(self.cfg.channels) - 1)
+
+    def render(self, mel, gain, sample_rate, length):
+        """Normalised mel (1, M, T) -> (length,) float32 numpy at sample_rate; undoes the gain of prepare()."""
+        wav = vocode(self.denormalise(mel), self.cfg)[0].cpu()
+        wav = wav * 10 ** ((self.cfg.level_dbfs - active_dbfs(wav, self.cfg.sample_rate)) / 20) / gain
+        wav = resample(wav, self.cfg.sample_rate, sample_rate)[:length]
+        return F.pad(wav, (0, length - len(wav))).numpy()
+
+    # --- save and load
+
+    def save(self, path):
+        """Write what sampling needs, in half precision: {"config", "ema"}."""
+        save_atomically({"config": asdict(self.cfg), "ema": {k: v.half() for k, v in self.state_dict().items()}}, path)
+
+    @classmethod
+    def load(cls, path, device="auto"):
+        """A released or a training checkpoint -> model with its EMA weights. Raises UserError if it is neither."""
+        checkpoint = load_checkpoint(path)
+        try:
+            model = cls(Config(**checkpoint["config"]))
+            model.load_state_dict(checkpoint["ema"])
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as e:
+            raise UserError(f"{path} is not a checkpoint of this program ({str(e).splitlines()[0].strip()}); "
+                            "give assets/demo.pt or a checkpoint written by train.py") from None
+        return model.float().eval().to(pick_device(device))
+
+
+def cut(x, start, length):
+    """Rows of x (B, C, T) from their own start (B,) on -> (B, C, length)."""
+    index = start[:, None, None] + torch.arange(length, device=x.device)
+    return x.gather(2, index.expand(-1, x.shape[1], -1))
+
+
+def sigma_steps(steps, cfg):
+    """(steps + 1,) noise levels from sigma_max to sigma_min, then 0: EDM eq. 5."""
+    i = torch.arange(steps) / max(steps - 1, 1)
+    sigma = (cfg.sigma_max ** (1 / cfg.rho) + i * (cfg.sigma_min ** (1 / cfg.rho) - cfg.sigma_max ** (1 / cfg.rho))) ** cfg.rho
+    return F.pad(sigma, (0, 1))
+
+
+def solve(denoise, noise, sigmas, progress=lambda steps: steps):
+    """DPM-Solver++(2M), Algorithm 2 of Lu et al., in EDM's terms (alpha = 1, so lambda = -ln sigma): x falls towards
+    D_x exponentially in lambda, and D_x is extrapolated in a straight line through the last two evaluations.
+    One evaluation per step; the last step, to sigma = 0, lands on D_x itself."""
+    x, previous = noise * sigmas[0], None
+    for i in progress(range(len(sigmas) - 1)):
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        D_x = denoise(x, sigma)
+        ahead = D_x
+        if previous is not None and sigma_next > 0:
+            h, h_last = torch.log(sigma / sigma_next), torch.log(sigmas[i - 1] / sigma)
+            ahead = D_x + (D_x - previous) * h / (2 * h_last)
+        x = ahead + (x - ahead) * (sigma_next / sigma)
+        previous = D_x
+    return x
+
+
+def pick_device(name="auto"):
+    """"auto" -> cuda, else mps, else cpu."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def save_atomically(checkpoint, path):
+    """torch.save under a temporary name, then rename: a kill leaves the old file or the new one, never half of one."""
+    torch.save(checkpoint, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)
+
+
+def load_checkpoint(path):
+    """The dict in a checkpoint file, on the CPU. weights_only: a stranger's file cannot run code. Raises UserError."""
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint {path} does not exist; give assets/demo.pt or a checkpoint written by train.py")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:                                                 # torch.load fails in a dozen ways
+        raise UserError(f"checkpoint {path} cannot be read ({type(e).__name__}); it is damaged or not a checkpoint, "
+                        "copy or train it again") from None
+    if not isinstance(checkpoint, dict) or not {"config", "ema"} <= checkpoint.keys():
+        raise UserError(f"{path} is not a checkpoint of this program: it has no \"config\" and \"ema\"")
+    return checkpoint
+
+
+if __name__ == "__main__":
+    # What is in it: the parts of the demo model, their sizes, and the shapes on the way.
+    model = FastSAG(PRESETS["demo"])
+    for name, part in model.named_children():
+        print(f"{name:10s}{sum(p.numel() for p in part.parameters()) / 1e6:6.2f} M parameters")
+    vocals = torch.randn(1, 10 * model.frame_length) * 0.1
+    mel, features = model.analyse(vocals)
+    expected, mu = model.condition(vocals)
+    accomp = model.sample(mu, expected, steps=2)
+    for name in ("vocals", "mel", "features", "expected", "mu", "accomp"):
+        print(f"{name:10s}{tuple(locals()[name].shape)}")
