@@ -1,0 +1,321 @@
+"""Play along: solo singing in, accompaniment out.
+
+    python sample.py vocals.wav                         -> out/vocals/accompaniment.wav, mix.wav, mel.png
+    python sample.py a.wav b.flac --takes 3 --seed 7    several songs, three different accompaniments each
+    python sample.py --evaluate data/demo               how good is it? A table over a set's validation songs
+
+The accompaniment is as loud as the voice, at the voice's sample rate (24 kHz if that is higher). The last line tells where
+the time went and the real-time factor: seconds of computing per second of music, loading included.
+"""
+import argparse
+import json
+import os
+import resource
+import struct
+import sys
+import time
+import zlib
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from fastsag import FastSAG, UserError, active_dbfs, chroma_of, log_mel, music_features, onset_envelope, read_audio, resample, vocode
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The picture: what the model heard, expects, and played. A PNG is three zlib-packed chunks; a font is 15 bits a letter.
+
+FONT = ("7b6f2c9773e772cf5bc979cf79ef72527bef7bcf2bed6bae39236b6e79a779a4396b5bed7497126a5bad4927"
+        "5fed6b6d2b6a6ba42b7b6bad388e74925b6f5b6a5bfd5aad5a9272a7")         # 0-9 A-Z, 3 x 5 dots each, 4 hex digits
+COLOURS = np.array([(0, 0, 10), (60, 15, 110), (170, 45, 110), (245, 125, 60), (255, 250, 180)], float)
+
+
+def write_png(path, picture):
+    """(height, width, 3) uint8 -> an RGB PNG file."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = picture.shape
+    rows = np.pad(picture.reshape(height, -1), ((0, 0), (1, 0)))           # each row starts with its filter: 0, none
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+                   + chunk(b"IDAT", zlib.compress(rows.astype(np.uint8).tobytes(), 6)) + chunk(b"IEND", b""))
+
+
+def write_text(picture, x, y, text, scale=2):
+    """Draw text (letters and digits) in light grey with its upper left corner at x, y."""
+    for letter in text.upper():
+        i = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ".find(letter)
+        bits = int(FONT[4 * i: 4 * i + 4], 16) if i >= 0 else 0
+        dots = np.array([bits >> (14 - n) & 1 for n in range(15)], bool).reshape(5, 3).repeat(scale, 0).repeat(scale, 1)
+        picture[y: y + 5 * scale, x: x + 3 * scale][dots] = 210
+        x += 4 * scale
+
+
+def draw(path, panels, seconds, width=1200):
+    """panels: [(title, (rows, frames) array, low, high, [(row, label)])], row 0 at the bottom -> PNG with time and row axes."""
+    left, gap, inner = 60, 26, 210
+    picture = np.full(((inner + gap) * len(panels) + gap, width + left + 20, 3), 24, np.uint8)
+    for i, (title, values, low, high, labels) in enumerate(panels):
+        top = gap + i * (inner + gap)
+        values = F.interpolate(torch.as_tensor(values)[None].float(), width, mode="area")[0].numpy()
+        level = np.clip((values - low) / (high - low), 0, 1) * (len(COLOURS) - 1)
+        rows = (np.arange(inner)[::-1] * len(values) // inner)             # nearest row; low ones at the bottom
+        level = level[rows]
+        below = np.minimum(level.astype(int), len(COLOURS) - 2)
+        picture[top: top + inner, left: left + width] = COLOURS[below] + (level - below)[..., None] * (COLOURS[below + 1] - COLOURS[below])
+        write_text(picture, left, top - 14, title)
+        for row, label in labels:
+            y = top + inner - 1 - int((row + 0.5) * inner / len(values))
+            picture[y, left - 5: left] = 210
+            write_text(picture, left - 8 - 8 * len(label), max(top, y - 5), label)
+    step = next((s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if seconds / s <= 12), 1200)
+    for second in range(0, int(seconds) + 1, step):
+        x = left + int(second / seconds * (width - 1))
+        picture[-gap: -gap + 5, x] = 210
+        write_text(picture, x - 4, len(picture) - gap + 9, f"{second} s")
+    write_png(path, picture)
+
+
+def draw_song(path, model, vocals, expected, mu, mel):
+    """The four stages of one song: vocals (1, L) at the model's rate, expected features, mu and mel."""
+    cfg = model.cfg
+    mel_row = lambda hz: 15 + 27 * np.log(hz / 1000) / np.log(6.4) if hz >= 1000 else hz * 3 / 200
+    hz = [(mel_row(hz) / mel_row(cfg.sample_rate / 2) * cfg.n_mels - 0.5, label) for hz, label in
+          ((200, "200"), (500, "500"), (1000, "1K"), (2000, "2K"), (4000, "4K"), (8000, "8K"))]
+    notes = [(row + 12 * part, name) for part in (0, 1) for row, name in ((0, "C"), (4, "E"), (7, "G"))]
+    log_mels = [model.normalise(log_mel(vocals, cfg)), mu, mel]
+    panels = [(title, m[0].cpu(), -1.0, 1.3, hz) for title, m in zip(("vocals in hz", "prior mu in hz", "accompaniment in hz"), log_mels)]
+    harmony = chroma_of(expected)[0].cpu()
+    panels.insert(1, ("expected harmony  bass below  middle above", harmony, 0, 0.7, notes))
+    draw(path, panels, vocals.shape[-1] / cfg.sample_rate)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Playing along
+
+
+def read_vocals(path):
+    """-> mono (L,) without DC offset, sample rate. Raises UserError for what nobody can accompany."""
+    wav, sample_rate = read_audio(path)
+    wav = torch.from_numpy(wav.mean(0))
+    if len(wav) < 0.5 * sample_rate:
+        raise UserError(f"{path} is {len(wav) / sample_rate:.2f} s long; at least 0.5 s of singing is needed")
+    wav = wav - wav.mean()
+    level = active_dbfs(wav, sample_rate)
+    if level < -90:
+        raise UserError(f"{path} is silent (level {level:.0f} dBFS); give a recording in which somebody sings")
+    return wav, sample_rate
+
+
+def write_safely(path, write):
+    """Let write(temporary path) make a file, then give it its name: nobody ever sees half of one."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".partial-{name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, soundfile.SoundFileError) as e:
+        raise UserError(f"{path} cannot be written ({e}); is the disk full, or the folder not yours?") from None
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def write_wav(path, wav, sample_rate):
+    """float (L,) -> 16-bit WAV; too loud a signal is turned down, never clipped."""
+    wav = wav * min(1.0, 0.99 / max(np.abs(wav).max(), 1e-9))
+    write_safely(path, lambda temporary: soundfile.write(temporary, wav, sample_rate, subtype="PCM_16"))
+
+
+def play_along(model, path, folder, args, clock):
+    """One song: read, condition, draw, vocode, write. Returns its length in seconds."""
+    vocals, sample_rate = read_vocals(path)
+    rate = max(sample_rate, model.cfg.sample_rate)                         # a telephone's voice gets a full band
+    vocals = resample(vocals, sample_rate, rate)
+    clock("read")
+    with torch.no_grad():
+        wav, gain = model.prepare(vocals, rate)
+        expected, mu = model.condition(wav)
+        clock("condition")
+        for take in range(args.takes):
+            bar = lambda steps: tqdm(steps, desc=f"{os.path.basename(path)} {take + 1}/{args.takes}", unit="step", disable=None, leave=False)
+            mel = model.sample(mu, expected, args.steps, args.guidance, args.seed + take, bar)
+            clock("diffusion")
+            accomp = model.render(mel, gain, rate, len(vocals))
+            clock("vocoder")
+            number = f"-{take + 1}" if take else ""
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as e:
+                raise UserError(f"{folder} cannot be made ({e.strerror}); choose another --out") from None
+            write_wav(f"{folder}/accompaniment{number}.wav", accomp, rate)
+            write_wav(f"{folder}/mix{number}.wav", accomp + vocals.numpy(), rate)
+            write_safely(f"{folder}/mel{number}.png", lambda temporary: draw_song(temporary, model, wav, expected, mu, mel))
+            clock("write")
+    return len(vocals) / rate
+
+
+class Clock:
+    """Adds up the seconds between calls under the name of what was done in between."""
+
+    def __init__(self):
+        self.start = self.last = time.perf_counter()
+        self.spent = {}
+
+    def __call__(self, name):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.spent[name] = self.spent.get(name, 0) + now - self.last
+        self.last = now
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Evaluation. Every row is a way to fill the band's place; the floor is another song's band, the ceiling the true one.
+
+
+def measure(wav, true, cfg, song):
+    """wav and the true band, (L,) at 24 kHz and the model's level -> dict of measures and the patches for Frechet."""
+    features, envelopes = [], []
+    for x in (wav, true):
+        mel = log_mel(x[None], cfg)
+        features.append(chroma_of(music_features(x[None], mel, cfg))[0].clamp(min=0))        # (24, T/4)
+        envelopes.append(onset_envelope(mel)[0].mean(0).unflatten(0, (-1, 4)).sum(1))        # (T/4,)
+        if x is wav:
+            patches = mel[0, :, : mel.shape[-1] // 16 * 16].unflatten(1, (-1, 16)).unflatten(0, (-1, 4)).mean(1)
+    sounding = features[1].norm(dim=0) > 0.5                               # where the true band plays
+    result = {"harmony": F.cosine_similarity(*features, dim=0)[sounding].mean().item(),
+              "rhythm": torch.corrcoef(torch.stack(envelopes))[0, 1].nan_to_num().item()}
+    if "chords" in song:
+        time = (torch.arange(features[0].shape[-1]) + 0.5) * 4 * cfg.hop_length / cfg.sample_rate
+        chord = torch.zeros(12, len(time))
+        for begin, end, tones in song["chords"]:
+            chord[torch.tensor(tones)[:, None], ((time >= begin) & (time < end)).nonzero()[:, 0]] = 1
+        energy, known = features[0][12:].square(), chord.sum(0) > 0
+        result["on chord"] = ((energy * chord).sum(0) / energy.sum(0).clamp(min=1e-9))[known & sounding].mean().item()
+        near = (time[:, None] - torch.tensor(song["beats"])).abs().amin(1) < 0.043
+        result["on beat"] = (envelopes[0][near].mean() / envelopes[0][~near].mean()).item()
+    patches = torch.cat([patches.mean(-1), patches.std(-1)], 0).T          # (n, 50): spectrum and its movement in 171 ms
+    return result, patches.numpy()
+
+
+def frechet(a, b):
+    """Frechet distance between two sets of vectors (n, d), each taken as a Gaussian."""
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    cross = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).astype(complex)).real.sum()
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+
+
+@torch.no_grad()
+def evaluate(model, folder, args):
+    """Print the table for the validation songs of a prepared set."""
+    cfg = model.cfg
+    try:
+        with open(f"{folder}/meta.json") as file:
+            songs = [song for song in json.load(file)["songs"] if song["split"] == "val"]
+        pairs = np.memmap(f"{folder}/val.bin", np.int16, "r").reshape(-1, 2)
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"{folder} is not a prepared data set ({e}); make one with prep.py") from None
+    if len(songs) < 2:
+        raise UserError(f"{folder} has {len(songs)} validation song(s); a floor needs another song's band, so at least 2")
+
+    def load(song):
+        part = pairs[song["start"]: song["start"] + song["length"] // model.frame_length * model.frame_length]
+        gains = [10 ** ((cfg.level_dbfs - song[f"{name}_dbfs"]) / 20) / 32768 for name in ("vocals", "accomp")]
+        return torch.from_numpy(part * np.float32(gains)).T                # (2, L): vocals, band
+
+    rows, patches, seconds, spent = {}, {}, 0.0, 0.0
+    for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
+        vocals, true = load(song)
+        other = load(songs[(i + len(songs) // 2) % len(songs)])[1]         # half the set away: not the same singer's song
+        start = time.perf_counter()
+        expected, mu = model.condition(vocals[None].to(model.device))
+        mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
+        sound = lambda log_mel: vocode(log_mel, cfg)[0].cpu()
+        generated = sound(model.denormalise(mel))
+        spent, seconds = spent + time.perf_counter() - start, seconds + len(true) / cfg.sample_rate
+        for row, wav in {"true band": true, "true, Griffin-Lim": sound(log_mel(true[None].to(model.device), cfg)),
+                         "generated": generated, "prior mu alone": sound(model.denormalise(mu)),
+                         "the vocals themselves": vocals, "mismatched (another song's)": other}.items():
+            n = min(len(wav), len(true)) // model.frame_length * model.frame_length
+            result, some = measure(wav[:n], true[:n], cfg, song)
+            rows.setdefault(row, []).append(result)
+            patches.setdefault(row, []).append(some)
+
+    names = list(rows["generated"][0])
+    patches = {row: np.concatenate(some) for row, some in patches.items()}
+    print(f"{folder}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}; "
+          "mean and 95 % interval over songs")
+    print(f"{'':28s}" + "".join(f"{name:>16s}" for name in names) + f"{'Frechet':>10s}")
+    table = {row: np.array([[r[name] for name in names] for r in results]) for row, results in rows.items()}
+    for row, values in table.items():
+        half = 1.96 * values.std(0, ddof=1) / len(values) ** 0.5
+        print(f"{row:28s}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in zip(values.mean(0), half))
+              + f"{frechet(patches[row], patches['true band']):10.2f}")
+    mean = {row: values.mean(0) for row, values in table.items()}
+    floor, ceiling = mean["mismatched (another song's)"], mean["true, Griffin-Lim"]
+    for row in ("generated", "prior mu alone", "the vocals themselves"):
+        closed = 100 * (mean[row] - floor) / (ceiling - floor)
+        print(f"gap closed by {row}: " + ", ".join(f"{name} {c:.0f} %" for name, c in zip(names, closed)))
+    print(f"RTF {spent / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
+
+
+def main(argv=None):
+    clock = Clock()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vocals", nargs="*", help="audio files with solo singing: any length from 0.5 s, rate and channel count")
+    parser.add_argument("--out", default="out", help="folder to write to (default: out)")
+    parser.add_argument("--checkpoint", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "demo.pt"),
+                        help="weights (default: assets/demo.pt)")
+    parser.add_argument("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="above 1: closer to the voice, less varied, twice the time (default: 1)")
+    parser.add_argument("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    parser.add_argument("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")
+    args = parser.parse_args(argv)
+    status = 0
+    try:
+        for good, complaint in ((bool(args.vocals) != bool(args.evaluate), "give audio files with singing, or --evaluate DATA"),
+                                (args.steps >= 1, f"--steps {args.steps}: at least 1 is needed"),
+                                (args.takes >= 1, f"--takes {args.takes}: at least 1 is needed"),
+                                (args.seed >= 0, f"--seed {args.seed}: must not be negative"),
+                                (0 <= args.guidance <= 20, f"--guidance {args.guidance:g}: must lie between 0 and 20")):
+            if not good:
+                raise UserError(complaint)
+        model = FastSAG.load(args.checkpoint, args.device)
+        if args.evaluate:
+            evaluate(model, args.evaluate, args)
+            return 0
+        seconds, folders = 0.0, set()
+        for path in args.vocals:
+            name = os.path.splitext(os.path.basename(path))[0]
+            folder = os.path.join(args.out, name)
+            if folder in folders:                                          # a/vocals.wav and b/vocals.wav
+                folder += f"-{len(folders) + 1}"
+            folders.add(folder)
+            try:
+                seconds += play_along(model, path, folder, args, clock)
+                print(f"{folder}/: accompaniment, mix, picture")
+            except UserError as problem:                                   # the other songs are not to blame
+                print(f"sample.py: {problem}", file=sys.stderr)
+                status = 2
+    except UserError as problem:
+        print(f"sample.py: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sample.py: stopped", file=sys.stderr)
+        return 130
+    if seconds:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        spent = ", ".join(f"{name} {t:.2f} s" for name, t in clock.spent.items())
+        print(f"{spent}; peak memory {memory:.0f} MB; {seconds:.1f} s of music in {clock.last - clock.start:.2f} s: "
+              f"RTF {(clock.last - clock.start) / seconds:.3f}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
