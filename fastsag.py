@@ -5,9 +5,9 @@ One file, read top to bottom, for the paper "FastSAG: Towards Fast Non-Autoregre
 
     vocals (B, L), 24 kHz mono
       -> log-mel (B, M, T = L/256)  and  music features (B, S, T/4): chroma, onsets, loudness
-      -> semantic projection: the features to expect of the ACCOMPANIMENT (B, S, T/4)      WHAT to play   (Sec. 3.3)
-      -> prior projection:    the mean mel of the accompaniment, mu (B, M, T)              WHERE in time  (Sec. 3.4)
-      -> EDM diffusion: a 2-D U-Net turns noise into a mel that fits [mu, features]        (Sec. 3.2)
+      -> semantic projection: the features to expect of the ACCOMPANIMENT (B, S, T/4)      WHAT to play   (Fig. 1b)
+      -> prior projection:    the mean mel of the accompaniment, mu (B, M, T)              WHERE in time  (Fig. 1b)
+      -> EDM diffusion: a 2-D U-Net turns noise into a mel that fits [mu, features]        (Fig. 1c)
       -> mel of the accompaniment (B, M, T)
       -> Griffin-Lim -> accompaniment (B, L), 24 kHz
 

@@ -10,7 +10,6 @@ the time went and the real-time factor: seconds of computing per second of music
 import argparse
 import json
 import os
-import resource
 import struct
 import sys
 import time
@@ -21,6 +20,11 @@ import soundfile
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
+
+try:
+    import resource
+except ImportError:                                                        # Windows counts memory in another way
+    resource = None
 
 from fastsag import FastSAG, UserError, active_dbfs, chroma_of, log_mel, music_features, onset_envelope, read_audio, resample, vocode
 
@@ -310,7 +314,8 @@ def main(argv=None):
         print("sample.py: stopped", file=sys.stderr)
         return 130
     if seconds:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
+        memory = peak / (1e6 if sys.platform == "darwin" else 1e3)         # macOS counts in bytes, Linux in kB
         spent = ", ".join(f"{name} {t:.2f} s" for name, t in clock.spent.items())
         print(f"{spent}; peak memory {memory:.0f} MB; {seconds:.1f} s of music in {clock.last - clock.start:.2f} s: "
               f"RTF {(clock.last - clock.start) / seconds:.3f}")

@@ -69,17 +69,19 @@ class Songs:
         return torch.from_numpy(out).unbind(-1)
 
 
-def augment(vocals, generator):
-    """Another microphone, room and level for each voice: (B, L) -> (B, L). The band stays as it is."""
-    B, L = vocals.shape
-    rand = lambda *shape: torch.rand(*shape, generator=generator, device=vocals.device)
-    octaves = torch.log2(torch.linspace(0, Config.sample_rate / 2, L // 2 + 1, device=vocals.device) / 1000 + 0.02)
-    decibels = 6 * (rand(B, 1) - 0.5) + 4 * (rand(B, 1) - 0.5) * octaves   # level +-3 dB, tilt +-2 dB per octave
+def augment(vocals, generator, batch_size, mine=slice(None)):
+    """Another microphone and level for each voice: (B, L) -> (B, L). The band stays as it is. What is random is drawn for
+    the whole batch, of which `vocals` are the rows `mine`, so that it does not depend on the number of processes."""
+    L, device = vocals.shape[-1], vocals.device
+    rand = lambda: torch.rand(batch_size, 1, generator=generator, device=device)[mine]
+    octaves = torch.log2(torch.linspace(0, Config.sample_rate / 2, L // 2 + 1, device=device) / 1000 + 0.02)
+    decibels = 6 * (rand() - 0.5) + 4 * (rand() - 0.5) * octaves                # level +-3 dB, tilt +-2 dB per octave
     for _ in range(2):                                                     # two resonances or notches of +-6 dB
-        centre, width = 6 * rand(B, 1) - 2.5, 0.3 + rand(B, 1)
-        decibels = decibels + 12 * (rand(B, 1) - 0.5) * torch.exp(-((octaves - centre) / width).square())
-    decibels = decibels - 40 * (octaves - 2 - 2 * rand(B, 1)).clamp(min=0)  # a low-pass between 4 and 16 kHz
-    noise = torch.randn(B, L, generator=generator, device=vocals.device) * 10 ** (-(50 + 40 * rand(B, 1)) / 20)
+        centre, width = 6 * rand() - 2.5, 0.3 + rand()
+        decibels = decibels + 12 * (rand() - 0.5) * torch.exp(-((octaves - centre) / width).square())
+    decibels = decibels - 40 * (octaves - 2 - 2 * rand()).clamp(min=0)         # a low-pass between 4 and 16 kHz
+    noise = torch.randn(batch_size, L, generator=generator, device=device)[mine]
+    noise = noise * 10 ** (-(50 + 40 * rand()) / 20)                       # -50 to -90 dBFS; the voice is at -20
     return torch.fft.irfft(torch.fft.rfft(vocals) * 10 ** (decibels / 20), n=L) + noise
 
 
@@ -127,7 +129,8 @@ def main(argv=None):
 
 
 def train(args):
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
+    mine = slice(rank, None, world)                                        # this process's rows of every batch
     for good, complaint in ((args.batch_size >= 1 and args.batch_size % world == 0,
                              f"--batch-size {args.batch_size}: must be a positive multiple of the {world} processes"),
                             (args.steps >= 1, f"--steps {args.steps}: must be at least 1"),
@@ -181,7 +184,7 @@ def train(args):
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; {len(songs.songs)} songs, {hours:.2f} hours")
 
     def load(step):
-        return songs.crops(np.random.default_rng([args.seed, step]), args.batch_size, length, slice(rank, None, world))
+        return songs.crops(np.random.default_rng([args.seed, step]), args.batch_size, length, mine)
 
     def save():
         if rank == 0:
@@ -189,21 +192,31 @@ def train(args):
                              "optimizer": optimizer.state_dict(), "seconds": seconds, "settings": settings}, path)
 
     began, recent = time.time() - seconds, []
-    progress = lambda: (time.time() - began) / 60 / args.minutes if args.minutes else step / args.steps
-    with ThreadPoolExecutor(1) as reader, tqdm(initial=step, total=None if args.minutes else args.steps, disable=None if rank == 0 else True) as bar:
-        batch = reader.submit(load, step)
-        while progress() < 1:
+
+    def progress():
+        """Share of the run that is done, the same on every process: 0 to 1."""
+        if not args.minutes:
+            return step / args.steps
+        minutes = torch.tensor((time.time() - began) / 60, device=device)
+        if world > 1:
+            dist.broadcast(minutes, 0)
+        return minutes.item() / args.minutes
+
+    bar = tqdm(initial=step, total=None if args.minutes else args.steps, unit="step", disable=None if rank == 0 else True)
+    with bar, ThreadPoolExecutor(1) as reader:
+        batch, share = reader.submit(load, step), progress()
+        while share < 1:
             # learning rate: warm-up over 100 steps, then half a cosine down to 1 %
-            lr = args.lr * min(1, (step + 1) / 100) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1, progress()))))
+            lr = args.lr * min(1, (step + 1) / 100) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * share)))
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
             vocals, accomp = (wav.to(device, non_blocking=True) for wav in batch.result())
             batch = reader.submit(load, step + 1)
             generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step)
-            draw = {name: value[rank::world] for name, value in
-                    model.draw(args.batch_size, length // model.cfg.hop_length, generator).items()}
-            vocals = augment(vocals, generator.manual_seed(generator.initial_seed() + rank))
+            draw = model.draw(args.batch_size, length // model.cfg.hop_length, generator)
+            draw = {name: value[mine] for name, value in draw.items()}
+            vocals = augment(vocals, generator, args.batch_size, mine)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 losses = parallel(vocals, accomp, draw)
                 loss = losses["semantic"] + losses["prior"] + losses["diffusion"].mean()
@@ -212,6 +225,7 @@ def train(args):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
+            share = progress()
             decay = min(0.999, step / (step + 9))                          # EMA over the last tenth of a short run
             with torch.no_grad():
                 torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
@@ -219,7 +233,7 @@ def train(args):
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
             recent.append(torch.stack([loss, losses["semantic"], losses["prior"], losses["diffusion"].mean(), norm]).detach())
             bar.update()
-            if step % 25 == 0 or step % args.every == 0:
+            if step % 25 == 0 or step % args.every == 0 or share >= 1:
                 table = torch.stack(recent)
                 if world > 1:
                     dist.all_reduce(table)
@@ -232,18 +246,16 @@ def train(args):
                 now = time.time() - began
                 rate = len(recent) * args.batch_size * length / Config.sample_rate / (now - seconds)
                 seconds, recent = now, []
+                bar.set_postfix_str(f"loss {total:.3f}, lr {lr:.1e}, {rate:.0f} s of audio/s")
                 say(f"step {step:6d}  loss {total:.4f} (semantic {semantic:.4f}, prior {prior:.4f}, diffusion {diffusion:.4f})  "
                     f"norm {norm:.2f}  lr {lr:.1e}  {now / 60:.1f} min  {rate:.0f} s of audio/s")
-            if step % args.every == 0:
+            if step % args.every == 0 or share >= 1:
                 save()
                 if rank == 0:
                     say(f"step {step:6d}  validation: " + ", ".join(f"{k} {v:.4f}" for k, v in validate(ema, val_songs, length).items()))
                     vocals, _ = val_songs.crops(np.random.default_rng(1), 1, length)
                     accomp = ema.accompany(vocals[0], Config.sample_rate)
                     soundfile.write(f"{args.out}/sample.wav", np.stack([accomp, vocals[0]], 1).clip(-1, 1), Config.sample_rate)
-        reader.shutdown(cancel_futures=True)
-    if step % args.every:
-        save()
     say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
         dist.destroy_process_group()
