@@ -800,6 +800,26 @@ def levels(pair):
     return dict(vocals_dbfs=vocals, accomp_dbfs=accomp)
 
 
+def read_set(folder, split, level_dbfs=Config.level_dbfs):
+    """The songs of one split of a prepared set -> [(facts, int16 (L, 2) memory map, the two gains that bring voice and
+    band from int16 to float at `level_dbfs`)]. Raises UserError for anything that is not such a set, whole."""
+    try:
+        meta = json.loads((Path(folder) / "meta.json").read_text())
+        pairs = np.memmap(Path(folder) / f"{split}.bin", np.int16, "r").reshape(-1, 2)
+        if len(pairs) != meta[f"{split}_samples"]:
+            raise ValueError(f"{split}.bin holds {len(pairs)} samples, meta.json says {meta[f'{split}_samples']}")
+        songs = []
+        for song in meta["songs"]:
+            if song["split"] == split:
+                decibels_up = level_dbfs - np.array([song["vocals_dbfs"], song["accomp_dbfs"]])
+                songs.append((song, pairs[song["start"]:song["start"] + song["length"]], np.float32(decibels(decibels_up) / 32768)))
+        if not songs:
+            raise ValueError(f"no songs in {split}.bin")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise UserError(f"{folder} is not a whole data set ({problem!r}); make it with prep.py") from None
+    return songs
+
+
 class Dataset:
     """Writes OUT.partial/ and renames it to OUT when all is well; leaves nothing behind when it is not."""
 
@@ -826,9 +846,9 @@ class Dataset:
         return self
 
     def add(self, pair, info):
-        """Append a song, int16 (L, 2); info holds at least its name and its split."""
+        """Append a song, int16 (L, 2); info holds at least its name and its split, and may hold its levels."""
         self.bins[info["split"]].write(pair.tobytes())
-        self.songs.append(dict(info, start=self.samples[info["split"]], length=len(pair), **levels(pair)))
+        self.songs.append(dict(levels(pair) | info, start=self.samples[info["split"]], length=len(pair)))
         self.samples[info["split"]] += len(pair)
 
     def hold_out_tail(self):
@@ -844,7 +864,7 @@ class Dataset:
             begin, end = song["start"], song["start"] + song["length"]
             for split, a, b in (("train", begin, min(end, cut)), ("val", max(begin, cut), end)):
                 if a < b:
-                    self.add(everything[a:b], dict(name=song["name"], split=split))
+                    self.add(everything[a:b], dict(song, split=split))      # levels are the whole song's, in both parts
 
     def __exit__(self, error, *_):
         for file in self.bins.values():

@@ -8,7 +8,6 @@ The accompaniment is as loud as the voice, at the voice's sample rate (24 kHz if
 the time went and the real-time factor: seconds of computing per second of music, loading included.
 """
 import argparse
-import json
 import os
 import struct
 import sys
@@ -27,6 +26,7 @@ except ImportError:                                                        # Win
     resource = None
 
 from fastsag import FastSAG, UserError, active_dbfs, chroma_of, log_mel, music_features, onset_envelope, read_audio, resample, vocode
+from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The picture: what the model heard, expects, and played. A PNG is three zlib-packed chunks; a font is 15 bits a letter.
@@ -217,19 +217,13 @@ def frechet(a, b):
 def evaluate(model, folder, args):
     """Print the table for the validation songs of a prepared set."""
     cfg = model.cfg
-    try:
-        with open(f"{folder}/meta.json") as file:
-            songs = [song for song in json.load(file)["songs"] if song["split"] == "val"]
-        pairs = np.memmap(f"{folder}/val.bin", np.int16, "r").reshape(-1, 2)
-    except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"{folder} is not a prepared data set ({e}); make one with prep.py") from None
+    songs = read_set(folder, "val", cfg.level_dbfs)
     if len(songs) < 2:
-        raise UserError(f"{folder} has {len(songs)} validation song(s); a floor needs another song's band, so at least 2")
+        raise UserError(f"{folder} has one validation song; a floor needs another song's band, so at least 2")
 
     def load(song):
-        part = pairs[song["start"]: song["start"] + song["length"] // model.frame_length * model.frame_length]
-        gains = [10 ** ((cfg.level_dbfs - song[f"{name}_dbfs"]) / 20) / 32768 for name in ("vocals", "accomp")]
-        return torch.from_numpy(part * np.float32(gains)).T                # (2, L): vocals, band
+        _, pairs, gains = song
+        return torch.from_numpy(pairs[: len(pairs) // model.frame_length * model.frame_length] * gains).T    # (2, L)
 
     rows, patches, seconds, spent = {}, {}, 0.0, 0.0
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
@@ -245,7 +239,7 @@ def evaluate(model, folder, args):
                          "generated": generated, "prior mu alone": sound(model.denormalise(mu)),
                          "the vocals themselves": vocals, "mismatched (another song's)": other}.items():
             n = min(len(wav), len(true)) // model.frame_length * model.frame_length
-            result, some = measure(wav[:n], true[:n], cfg, song)
+            result, some = measure(wav[:n], true[:n], cfg, song[0])
             rows.setdefault(row, []).append(result)
             patches.setdefault(row, []).append(some)
 
@@ -297,9 +291,10 @@ def main(argv=None):
         seconds, folders = 0.0, set()
         for path in args.vocals:
             name = os.path.splitext(os.path.basename(path))[0]
-            folder = os.path.join(args.out, name)
-            if folder in folders:                                          # a/vocals.wav and b/vocals.wav
-                folder += f"-{len(folders) + 1}"
+            folder, number = os.path.join(args.out, name), 1
+            while folder in folders:                                       # a/vocals.wav and b/vocals.wav
+                number += 1
+                folder = os.path.join(args.out, f"{name}-{number}")
             folders.add(folder)
             try:
                 seconds += play_along(model, path, folder, args, clock)

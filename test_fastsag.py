@@ -27,7 +27,7 @@ import sample
 import train
 from fastsag import Config, FastSAG, PRESETS, UserError
 
-torch.set_num_threads(min(2, os.cpu_count()))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 0)) or min(2, os.cpu_count()))
 CFG, TINY = Config(), PRESETS["tiny"]
 RATE = CFG.sample_rate
 
@@ -193,7 +193,8 @@ def test_chroma_peaks_at_the_note_that_sounds(hz, rows, pitch_class):
     chroma = fastsag.chroma_of(features_of(sine(hz, 3))[None])[0, :, 10:-10]
     other = slice(0, 12) if rows.start else slice(12, 24)
     assert (chroma[rows].argmax(0) == pitch_class).all(), chroma[rows].mean(1)
-    assert chroma[rows].amax(0).min() > 0.8 > 0.2 > chroma[other].max() or hz < 175, (chroma[rows].amax(0).min(), chroma[other].max())
+    if hz > 200:                                                           # below, the window of 341 ms reaches the next band
+        assert chroma[rows].amax(0).min() > 0.8 > 0.2 > chroma[other].max(), (chroma[rows].amax(0).min(), chroma[other].max())
 
 
 def test_chroma_forgets_loudness_and_silence_has_none():
@@ -271,9 +272,10 @@ def test_guidance_extrapolates_from_the_unconditional_result():
 
 
 def test_condition_moves_with_the_vocals_and_does_not_know_how_long_the_clip_is():
-    # Tiny preset, in feature frames: attention 2 x 32, convolutions 2 + 4 + 2 + 4, chroma frames and resampling 5.
-    model, wav, frame = random_model(), music(320 * 1024)[None], 1024
-    whole, (begin, end), sees = model.condition(wav), (48, 48 + 4 * 60), 2 * 32 * 1 + 12 * 2 + 6
+    # Tiny preset, in feature frames: attention 2 x 32, convolutions 2 + 4 + 2 + 4, chroma frames and resampling 5,
+    # pulses 24 + 2 x 128.
+    model, wav, frame = random_model(), music(1000 * 1024)[None], 1024
+    whole, (begin, end), sees = model.condition(wav), (48, 48 + 4 * 220), 2 * 32 * 1 + 12 * 2 + 6 + 24 + 2 * 128
     part = model.condition(wav[:, begin * frame: end * frame])             # the same sound, 48 frames earlier
     for name, a, b, rate in zip(("expected", "mu"), whole, part, (1, 4)):
         inner = slice((begin + sees) * rate, (end - sees) * rate)
@@ -351,3 +353,388 @@ def test_samples_of_two_point_data_land_on_the_points():
     off = (ends[:, None] - points).abs().amax((2, 3))                      # (32, 2)
     assert off.amin(1).max() < 1e-3, off.amin(1)
     assert set(off.argmin(1).tolist()) == {0, 1}, "all samples fell on the same point"
+
+
+def test_one_pair_can_be_learnt_by_heart():
+    torch.manual_seed(0)
+    model = FastSAG(replace(TINY, channels=(48, 32, 32), cond_drop=0.0))
+    frames = 64
+    vocals = music(frames * 256)[None]
+    accomp = (music(frames * 256, 4096).roll(2000) + sine(110, frames * 256 / RATE, amplitude=0.1))[None]
+    optimizer, generator = torch.optim.AdamW(model.parameters(), lr=4e-3), torch.Generator().manual_seed(0)
+    probe = model.draw(16, frames, torch.Generator().manual_seed(7))       # the same noise before and after
+
+    def losses(draw):
+        count = len(draw["sigma"])
+        result = model(vocals.expand(count, -1), accomp.expand(count, -1), draw)
+        return torch.stack([result[name].mean() for name in ("semantic", "prior", "diffusion")])
+
+    before = losses(probe).detach()
+    for step in range(120):
+        optimizer.zero_grad()
+        losses(model.draw(4, frames, generator)).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    for name, old, new, share in zip(("semantic", "prior", "diffusion"), before, losses(probe).detach(), (0.1, 0.1, 0.85)):
+        assert new < share * old, f"{name}: {old:.3f} -> {new:.3f}"
+    with torch.no_grad():
+        true, (expected, mu) = model.analyse(accomp)[0], model.condition(vocals)
+        guess = model.denoise(80 * noise(*mu.shape), torch.tensor([80.0]), mu, expected)    # from nothing but noise
+        other = model.denoise(80 * noise(*mu.shape), torch.tensor([80.0]), mu.flip(2), expected.flip(2))
+    error, wrong = ((x - true).square().mean().sqrt() for x in (guess, other))
+    assert error < 0.5 * true.std() and error < 0.7 * wrong, (error, wrong, true.std())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sound
+
+
+def test_griffin_lim_rebuilds_a_mel_far_better_than_random_phases_do():
+    wav = sum(sine(hz, 2.0, amplitude=0.1) for hz in (220, 277.2, 329.6))[: 180 * 256]
+    for click in range(3000, len(wav) - 300, 9000):
+        wav[click: click + 200] += 0.3 * noise(200)
+    mel = fastsag.log_mel(wav[None], CFG)
+    off = [(fastsag.log_mel(fastsag.griffin_lim(mel, CFG, iterations=n), CFG) - mel).abs().mean() for n in (0, 32)]
+    assert off[1] < 0.55 and off[1] < 0.6 * off[0], f"log-mel L1: {off[0]:.3f} with random phases, {off[1]:.3f} after 32 rounds"
+
+
+def test_vocode_joins_its_pieces_without_a_seam():
+    wav = (music(600 * 256, 6000) + sine(220, 600 * 256 / RATE, amplitude=0.1))[None]
+    mel = fastsag.log_mel(wav, CFG)
+    joined = fastsag.vocode(mel, CFG, piece=256, overlap=96)
+    assert joined.shape == wav.shape and torch.equal(fastsag.vocode(mel[..., :256], CFG), fastsag.griffin_lim(mel[..., :256], CFG))
+    off = (fastsag.log_mel(joined, CFG) - mel)[0].abs().mean(0)
+    bend = joined[0].diff(n=2).square()
+    for begin in (160, 320, 480):                                          # frames where a new piece fades in
+        end = min(begin + 96, 600)
+        assert off[begin:end].mean() < 1.25 * off.mean(), (begin, off[begin:end].mean(), off.mean())
+        for edge in (begin, end):
+            jump = bend[edge * 256 - 8: edge * 256 + 8].mean() / bend.mean()
+            assert jump < 5, f"frame {edge}: second difference {jump:.1f} times as strong as on average"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints and the library call
+
+
+def test_half_precision_weights_keep_their_bits_when_saved_again(tmp_path, checkpoint):
+    first = FastSAG.load(checkpoint, "cpu")
+    first.save(tmp_path / "again.pt")
+    second = FastSAG.load(tmp_path / "again.pt", "cpu")
+    assert first.cfg == second.cfg == TINY
+    original = random_model().state_dict()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+        close(value, original[name], 2e-3, name)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_accompaniment_has_the_length_of_the_vocals_and_depends_on_the_seed_alone(rate, checkpoint):
+    model = FastSAG.load(checkpoint, "cpu")
+    vocals = sine(330, 1, rate, 0.2) * torch.linspace(0, 1, rate)
+    one, again, other = (model.accompany(vocals, rate, steps=2, seed=seed) for seed in (3, 3, 4))
+    assert one.shape == (rate,) and one.dtype == np.float32 and np.isfinite(one).all()
+    assert (one == again).all() and np.abs(one - other).max() > 1e-3
+    close(fastsag.active_dbfs(one, rate), fastsag.active_dbfs(vocals, rate), 3.0, "level")     # at 16 kHz the highs are lost
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["FASTSAG_TRAP"],)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "random bytes", "truncated", "foreign", "no weights",
+                                  "wrong shapes", "no levels", "evil"])
+def test_load_refuses_what_is_not_a_checkpoint_in_one_line(kind, tmp_path, checkpoint, monkeypatch):
+    path, good = tmp_path / "some.pt", torch.load(checkpoint, weights_only=True)
+    monkeypatch.setenv("FASTSAG_TRAP", str(tmp_path / "trap"))
+    {"missing": lambda: None, "folder": path.mkdir, "empty": path.touch,
+     "random bytes": lambda: path.write_bytes(np.random.default_rng(0).bytes(5000)),
+     "truncated": lambda: path.write_bytes(checkpoint.read_bytes()[:-2000]),
+     "foreign": lambda: torch.save({"state_dict": good["ema"]}, path),
+     "no weights": lambda: torch.save({"config": good["config"], "ema": {}}, path),
+     "wrong shapes": lambda: torch.save({**good, "config": asdict(replace(TINY, dim=64))}, path),
+     "no levels": lambda: torch.save({**good, "config": asdict(replace(TINY, channels=()))}, path),
+     "evil": lambda: path.write_bytes(pickle.dumps(Evil()))}[kind]()
+    with pytest.raises(UserError) as error:
+        FastSAG.load(path, "cpu")
+    assert "\n" not in str(error.value) and "some.pt" in str(error.value)
+    assert not (tmp_path / "trap").exists(), "loading a checkpoint ran its code"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# prep.py
+
+
+def read_set(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    bins = {split: np.fromfile(folder / f"{split}.bin", np.int16).reshape(-1, 2) for split in ("train", "val")}
+    return [(song, bins[song["split"]][song["start"]: song["start"] + song["length"]] / 32768) for song in meta["songs"]]
+
+
+def test_demo_songs_are_the_same_bytes_whatever_the_workers(tiny_set, tmp_path):
+    assert prep.main(["--songs", "8", "--seconds", "8", "--workers", "1", "--out", str(tmp_path / "set")]) == 0
+    for name in prep.Dataset.FILES:
+        assert (tiny_set / name).read_bytes() == (tmp_path / "set" / name).read_bytes(), name
+
+
+def test_demo_songs_keep_their_promises(tiny_set):
+    songs = read_set(tiny_set)
+    cast = {split: [{song[key] for song, _ in songs if song["split"] == split} for key in ("voice", "band")]
+            for split in ("train", "val")}
+    assert all(cast["val"]) and not cast["train"][0] & cast["val"][0] and not cast["train"][1] & cast["val"][1], cast
+    for song, pair in songs:
+        assert len(pair) == 8 * RATE and np.abs(pair).max() < 1, song["name"]
+        hiss = np.diff(pair, 4, axis=0).T                                  # what remains is mostly noise
+        for lag in (0, 1, 2, 100):
+            assert abs(corr(hiss[0][lag:], hiss[1][: len(hiss[1]) - lag])) < 0.1, (song["name"], lag)
+        for name, column in zip(("vocals", "accomp"), pair.T):
+            close(song[f"{name}_dbfs"], fastsag.active_dbfs(column, RATE), 0.02, name)
+    first = [song["beats"][0] * song["tempo"] / 60 for song, _ in songs]   # in beats: anywhere from 0 to 1
+    assert max(first) - min(first) > 0.4, first
+
+
+def recordings(seconds=6, seed=0):
+    """A voice and three players, (L,) at 24 kHz, that resemble each other in nothing."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * RATE)) / RATE
+    return {name: 0.1 * np.sin(2 * np.pi * hz * t + 30 * np.sin(rng.uniform(1, 3) * t)) * (1.2 + np.sin(5 * t + i))
+            for i, (name, hz) in enumerate(dict(vocals=440, drums=1500, bass=90, other=700).items())}
+
+
+def write(path, wav, rate=RATE, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wav = torch.as_tensor(np.asarray(wav, np.float32))
+    soundfile.write(path, fastsag.resample(wav, RATE, rate).numpy().T, rate, **more)
+
+
+def layout_musdb(root, v, d, b, o):
+    for name, wav, rate in (("vocals", v, 44100), ("drums", d, 44100), ("bass", b, 48000), ("other", o, 22050), ("mixture", 0 * v, 44100)):
+        write(root / f"song/{name}.wav", np.stack([wav, wav]), rate)
+
+
+LAYOUTS = {
+    "musdb18": layout_musdb,
+    "mixture": lambda root, v, d, b, o: (write(root / "song/vocals.wav", v, 48000), write(root / "song/mixture.wav", v + d + b + o, 48000)),
+    "demucs": lambda root, v, d, b, o: (write(root / "song/vocals.flac", v, 44100), write(root / "song/no_vocals.flac", d + b + o, 44100)),
+    "pairs": lambda root, v, d, b, o: (write(root / "My_vocals.wav", v, 16000), write(root / "My_accompaniment.wav", d + b + o, 44100)),
+    "mir-1k": lambda root, v, d, b, o: write(root / "singer_1_01.wav", np.stack([d + b + o, v]), 16000)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stems_of_each_layout_end_up_in_their_columns(layout, tmp_path):
+    stems = recordings()
+    LAYOUTS[layout](tmp_path / "in", *stems.values())
+    assert prep.main([str(tmp_path / "in"), "--out", str(tmp_path / "set")]) == 0
+    songs = read_set(tmp_path / "set")                                     # one song: its last 3 s are for validation
+    assert [song["split"] for song, _ in songs] == ["train", "val"]
+    vocals, accomp = np.concatenate([pair for _, pair in songs]).T
+    band = stems["drums"] + stems["bass"] + stems["other"]
+    n = min(len(vocals), len(band))
+    assert n > 5.9 * RATE and corr(vocals[:n], stems["vocals"][:n]) > 0.99 and corr(accomp[:n], band[:n]) > 0.99
+    gains = accomp[:n].std() / band[:n].std(), vocals[:n].std() / stems["vocals"][:n].std()
+    assert abs(gains[0] / gains[1] - 1) < 0.02, f"voice and band must keep their balance: {gains}"
+
+
+def test_corrupt_stems_are_skipped_and_counted(tmp_path, capsys):
+    for i in range(3):
+        layout_musdb(tmp_path / f"in/{i}", *recordings(seed=i).values())
+    (tmp_path / "in/1/song/bass.wav").write_bytes(b"RIFF but no more")
+    assert prep.main([str(tmp_path / "in"), "--out", str(tmp_path / "set")]) == 0
+    out, err = capsys.readouterr()
+    assert "skipped: 1" in out and "bass.wav" in err
+    assert sorted(song["split"] for song, _ in read_set(tmp_path / "set")) == ["train", "val"]
+
+
+def test_levels_stay_finite_where_the_held_out_end_has_no_singing(tmp_path):
+    stems = recordings(12)
+    stems["vocals"][-int(3.5 * RATE):] = 0                                 # a rest of 3.5 s is not cut out
+    layout_musdb(tmp_path / "in", *stems.values())
+    assert prep.main([str(tmp_path / "in"), "--out", str(tmp_path / "set")]) == 0
+    assert all(math.isfinite(song["vocals_dbfs"]) for song, _ in read_set(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("kind", ["nothing there", "empty folder", "lone vocals", "silent band"])
+def test_prep_leaves_nothing_behind_when_nothing_is_usable(kind, tmp_path, capsys):
+    (tmp_path / "in").mkdir(exist_ok=True)
+    stems = recordings()
+    if kind in ("lone vocals", "silent band"):
+        write(tmp_path / "in/vocals.wav", stems["vocals"])
+    if kind == "silent band":
+        write(tmp_path / "in/no_vocals.wav", 0 * stems["other"])
+    path = tmp_path / ("in" if kind != "nothing there" else "out")
+    assert prep.main([str(path), "--out", str(tmp_path / "set")]) == 2
+    assert "Traceback" not in capsys.readouterr().err and os.listdir(tmp_path) == ["in"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# train.py
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tiny_set, trained, tmp_path):
+    shutil.copy(trained / "checkpoint.pt.3", tmp_path / "checkpoint.pt")
+    start = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert train.main(train_args(tiny_set, tmp_path, "--steps", "6", "--every", "3", "--resume")) == 0
+    whole, resumed = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (trained, tmp_path))
+    assert start["step"] == 3 and whole["step"] == resumed["step"] == 6
+    for part in ("model", "ema"):
+        assert any(not torch.equal(start[part][name], whole[part][name]) for name in whole[part]), "nothing was learnt"
+        for name, value in whole[part].items():
+            close(resumed[part][name], value, 0, f"{part} {name}")
+    assert FastSAG.load(trained / "checkpoint.pt", "cpu").cfg == TINY
+    assert soundfile.info(trained / "sample.wav").channels == 2
+
+
+def test_resuming_with_other_settings_is_refused(tiny_set, trained, capsys):
+    assert train.main(train_args(tiny_set, trained, "--steps", "6", "--resume", "--seed", "1")) == 2
+    assert "'seed': 0" in capsys.readouterr().err
+
+
+def test_training_stops_at_nan_and_names_the_step(tiny_set, tmp_path, capsys):
+    assert train.main(train_args(tiny_set, tmp_path, "--steps", "4", "--every", "4", "--lr", "1e38")) == 2
+    assert "at step 2" in capsys.readouterr().err                          # step 1 still saw healthy weights
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_two_processes_train_as_one_would(tiny_set, tmp_path):
+    lines, weights = [], []
+    for count in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if count == 2 else []
+        command = [sys.executable, *launch, train.__file__, *train_args(tiny_set, tmp_path / str(count), "--device", "cpu")]
+        result = subprocess.run([*command, "--steps", "3", "--every", "1", "--lr", "0.03"], capture_output=True, text=True,
+                                env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert result.returncode == 0, result.stderr
+        lines.append([line.split("  norm")[0] for line in result.stdout.splitlines() if "  norm" in line])
+        weights.append(torch.load(tmp_path / str(count) / "checkpoint.pt", weights_only=True)["model"])
+    numbers = [torch.tensor([[float(word.strip("(),")) for word in line.split() if "." in word] for line in some]) for some in lines]
+    assert numbers[0].shape == (3, 4), lines
+    close(numbers[1], numbers[0], 3e-4, "printed losses, 3 steps x (sum, semantic, prior, diffusion)")
+    for name, value in weights[0].items():
+        assert (weights[1][name] - value).abs().mean() < 1e-4, f"{name}: {(weights[1][name] - value).abs().mean():.3g}"
+
+
+def break_meta(change):
+    def apply(folder):
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps(change(meta)))
+    return apply
+
+
+BROKEN_SETS = {
+    "missing folder": lambda folder: shutil.rmtree(folder),
+    "short train.bin": lambda folder: os.truncate(folder / "train.bin", 4000),
+    "odd val.bin": lambda folder: os.truncate(folder / "val.bin", 4001),
+    "empty val.bin": lambda folder: os.truncate(folder / "val.bin", 0),
+    "no val.bin": lambda folder: os.remove(folder / "val.bin"),
+    "half a meta.json": lambda folder: os.truncate(folder / "meta.json", 100),
+    "binary meta.json": lambda folder: (folder / "meta.json").write_bytes(b"\xff\xfe\x00"),
+    "a list": break_meta(lambda meta: [meta]),
+    "no songs": break_meta(lambda meta: {key: value for key, value in meta.items() if key != "songs"}),
+    "no levels": break_meta(lambda meta: {**meta, "songs": [{k: s[k] for k in ("split", "start", "length")} for s in meta["songs"]]}),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_SETS)
+def test_a_broken_data_set_is_one_sentence(kind, tiny_set, tmp_path, capsys):
+    shutil.copytree(tiny_set, tmp_path / "set")
+    BROKEN_SETS[kind](tmp_path / "set")
+    assert train.main(train_args(tmp_path / "set", tmp_path / "run", "--steps", "1")) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(tmp_path / "set") in err and not (tmp_path / "run").exists(), err
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# sample.py
+
+
+def singing(seconds=1.5, rate=16000, amplitude=0.2):
+    return sine(330, seconds, rate, amplitude) * (1 + sine(3, seconds, rate, 0.5)) / 1.5
+
+
+def run_sample(tmp_path, checkpoint, *paths):
+    return sample.main([*map(str, paths), "--out", str(tmp_path / "out"), "--checkpoint", str(checkpoint), "--steps", "2", "--device", "cpu"])
+
+
+def read_png(path):
+    """An 8-bit RGB PNG without filters -> (height, width, 3); checks every chunk's sum."""
+    data, at, chunks = path.read_bytes(), 8, {}
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at: at + 8])
+        assert struct.unpack(">I", data[at + 8 + size: at + 12 + size])[0] == zlib.crc32(data[at + 4: at + 8 + size]), kind
+        chunks[kind], at = data[at + 8: at + 8 + size], at + 12 + size
+    width, height, *kind = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    assert kind == [8, 2, 0, 0, 0] and b"IEND" in chunks
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, 1 + 3 * width)
+    assert not rows[:, 0].any()
+    return rows[:, 1:].reshape(height, width, 3)
+
+
+@pytest.mark.parametrize("amplitude", [0.2, 0.95])
+def test_sample_writes_accompaniment_mix_and_picture(amplitude, tmp_path, checkpoint, capsys):
+    vocals = singing(amplitude=amplitude)
+    soundfile.write(tmp_path / "Die schöne Müllerin 1.wav", vocals, 16000)
+    assert run_sample(tmp_path, checkpoint, tmp_path / "Die schöne Müllerin 1.wav") == 0
+    assert "RTF" in capsys.readouterr().out.splitlines()[-1]
+    folder = tmp_path / "out" / "Die schöne Müllerin 1"
+    assert sorted(os.listdir(folder)) == ["accompaniment.wav", "mel.png", "mix.wav"]
+    (accomp, rate), (mix, _) = (soundfile.read(folder / f"{name}.wav") for name in ("accompaniment", "mix"))
+    sung = fastsag.resample(vocals, 16000, rate).numpy()
+    assert rate == RATE and len(accomp) == len(mix) == len(sung) and 0.1 < np.abs(mix).max() < 0.995
+    factors, *_ = np.linalg.lstsq(np.stack([sung, accomp], 1), mix, rcond=None)
+    close(np.stack([sung, accomp], 1) @ factors, mix, 1e-3, "mix as a weighted sum")
+    assert np.abs(accomp).max() > 0.98 or abs(factors[0] - factors[1]) < 0.01, factors
+    picture = read_png(folder / "mel.png")
+    assert picture.shape[1] > 600 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+BAD_INPUTS = {
+    "missing": lambda path: None,
+    "folder": lambda path: path.mkdir(),
+    "empty": lambda path: path.touch(),
+    "text": lambda path: path.write_text("la la la\n" * 50),
+    "no samples": lambda path: soundfile.write(path, np.zeros(0), 16000),
+    "silent": lambda path: soundfile.write(path, np.zeros(16000), 16000),
+    "only an offset": lambda path: soundfile.write(path, np.full(16000, 0.3), 16000),
+    "0.3 s": lambda path: soundfile.write(path, singing(0.3), 16000),
+    "NaN": lambda path: soundfile.write(path, np.append(singing(), np.nan), 16000, subtype="FLOAT"),
+    "overflow": lambda path: soundfile.write(path, 1e30 * singing(), 16000, subtype="FLOAT"),
+    "5 Hz": lambda path: soundfile.write(path, singing(), 5),
+    "half a header": lambda path: (soundfile.write(path, singing(), 16000), os.truncate(path, 30))}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUTS)
+def test_a_bad_song_is_one_line_and_writes_nothing(kind, tmp_path, checkpoint, capsys):
+    path = tmp_path / "song.wav"
+    BAD_INPUTS[kind](path)
+    before = sorted(os.listdir(tmp_path))
+    assert run_sample(tmp_path, checkpoint, path) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(path) in err, err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_good_songs_beside_bad_ones_and_songs_of_one_name_are_all_played(tmp_path, checkpoint, capsys):
+    paths = [tmp_path / name for name in ("song-3.wav", "a/song.wav", "b/song.wav", "bad.wav")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no") if path.stem == "bad" else soundfile.write(path, singing(0.6), 16000)
+    assert run_sample(tmp_path, checkpoint, *paths) == 2
+    assert len(os.listdir(tmp_path / "out")) == 3 and "bad.wav" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--steps", "0"], ["--takes", "0"], ["--guidance", "nan"], ["--seed", "-1"],
+                                    ["--device", "toaster"], ["--evaluate", "nowhere"]])
+def test_bad_options_are_one_line(option, tmp_path, checkpoint, capsys):
+    soundfile.write(tmp_path / "song.wav", singing(), 16000)
+    vocals = [] if "--evaluate" in option else [str(tmp_path / "song.wav")]
+    assert sample.main([*vocals, "--out", str(tmp_path / "out"), "--checkpoint", str(checkpoint), *option]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_evaluation_prints_its_table_with_the_ceiling_above_the_floor(tiny_set, checkpoint, capsys):
+    assert sample.main(["--evaluate", str(tiny_set), "--checkpoint", str(checkpoint), "--steps", "2", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    rows = {line[:28].strip(): line[28:].split("±")[0] for line in out.splitlines() if "±" in line}
+    assert "generated" in rows and float(rows["true band"]) == pytest.approx(1, abs=0.002)
+    assert float(rows["true band"]) > float(rows["true, Griffin-Lim"]) > float(rows["mismatched (another song's)"]), out

@@ -6,13 +6,12 @@
     python train.py --data data/mine --preset base --steps 200000 --batch-size 32
     torchrun --nproc_per_node=8 train.py --batch-size 128  several GPUs; --batch-size is the sum over all of them
 
-OUT/checkpoint.pt holds everything that sampling and resuming need, OUT/sample.wav what the model plays to a validation
-song, both written every --every steps. On a CPU under Linux, `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`
+OUT/checkpoint.pt holds everything that sampling and resuming need, OUT/sample.wav what the model plays (left) to a
+validation song (right), both written every --every steps. On a CPU under Linux, `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`
 in front of the command keeps freed memory in the process, which took a step from 5.1 s to 2.9 s on two cores.
 """
 import argparse
 import copy
-import json
 import math
 import os
 import sys
@@ -28,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fastsag import PRESETS, Config, FastSAG, UserError, load_checkpoint, pick_device, save_atomically
+from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Data: one flat memory-mapped file per split; a batch is random crops of random songs.
@@ -37,23 +37,8 @@ class Songs:
     """The songs of one split of one or more prepared sets."""
 
     def __init__(self, folders, split):
-        self.songs = []                                                    # (samples (L, 2), gain of voice, gain of band)
-        for folder in folders:
-            try:
-                with open(f"{folder}/meta.json") as file:
-                    meta = json.load(file)
-                pairs = np.memmap(f"{folder}/{split}.bin", np.int16, "r").reshape(-1, 2)
-                complete = len(pairs) == meta[f"{split}_samples"]
-            except (OSError, ValueError, KeyError) as e:
-                raise UserError(f"{folder} is not a prepared data set ({e}); make one with prep.py") from None
-            if not complete:
-                raise UserError(f"{folder}/{split}.bin holds {len(pairs)} samples, but meta.json says "
-                                f"{meta[f'{split}_samples']}; make the set again with prep.py")
-            for song in meta["songs"]:
-                if song["split"] == split:
-                    gains = [10 ** ((Config.level_dbfs - song[f"{part}_dbfs"]) / 20) / 32768 for part in ("vocals", "accomp")]
-                    self.songs.append((pairs[song["start"]: song["start"] + song["length"]], np.float32(gains)))
-        lengths = np.array([len(pairs) for pairs, _ in self.songs], float)
+        self.songs = [song for folder in folders for song in read_set(folder, split)]
+        lengths = np.array([len(pairs) for _, pairs, _ in self.songs], float)
         self.share = lengths / lengths.sum()
 
     def crops(self, rng, count, length, keep=slice(None)):
@@ -62,7 +47,7 @@ class Songs:
         places = rng.random(count)
         out = np.zeros((len(picks[keep]), length, 2), np.float32)
         for row, pick, place in zip(out, picks[keep], places[keep]):
-            pairs, gains = self.songs[pick]
+            _, pairs, gains = self.songs[pick]
             start = int(place * max(0, len(pairs) - length + 1))
             crop = pairs[start: start + length]
             row[: len(crop)] = crop * gains
@@ -179,7 +164,7 @@ def train(args):
         if rank == 0:
             tqdm.write(line)
 
-    hours = sum(len(pairs) for pairs, _ in songs.songs) / Config.sample_rate / 3600
+    hours = sum(len(pairs) for _, pairs, _ in songs.songs) / Config.sample_rate / 3600
     say(f"device {device}{' (no GPU found)' if device.type == 'cpu' and args.device == 'auto' else ''}, {world} process(es); "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; {len(songs.songs)} songs, {hours:.2f} hours")
 
@@ -254,8 +239,9 @@ def train(args):
                 if rank == 0:
                     say(f"step {step:6d}  validation: " + ", ".join(f"{k} {v:.4f}" for k, v in validate(ema, val_songs, length).items()))
                     vocals, _ = val_songs.crops(np.random.default_rng(1), 1, length)
-                    accomp = ema.accompany(vocals[0], Config.sample_rate)
-                    soundfile.write(f"{args.out}/sample.wav", np.stack([accomp, vocals[0]], 1).clip(-1, 1), Config.sample_rate)
+                    if vocals.any():                                       # a crop may fall into a rest
+                        accomp = ema.accompany(vocals[0], Config.sample_rate)
+                        soundfile.write(f"{args.out}/sample.wav", np.stack([accomp, vocals[0]], 1).clip(-1, 1), Config.sample_rate)
     say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
         dist.destroy_process_group()
