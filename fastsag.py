@@ -112,8 +112,8 @@ def sinc_kernel(up, down, zeros=48, rolloff=0.945, beta=8.0):
     cutoff = rolloff * min(1.0, up / down)                                 # in units of the input's Nyquist frequency
     width = math.ceil(zeros / cutoff)
     t = torch.arange(-width, width + down)[None] - torch.arange(up)[:, None] * down / up
-    kaiser = torch.special.i0(beta * (1 - (t / width).square()).clamp(min=0).sqrt()) / torch.special.i0(torch.tensor(beta))
-    window = kaiser * (t.abs() < width)
+    kaiser = torch.special.i0(beta * (1 - (t / width).square()).clamp(min=0).sqrt())
+    window = kaiser / torch.special.i0(torch.tensor(beta)) * (t.abs() < width)
     return (cutoff * torch.sinc(cutoff * t) * window)[:, None].float(), width
 
 
@@ -128,7 +128,7 @@ def resample(wav, rate_in, rate_out):
     steps = math.ceil(length / up)
     x = wav.reshape(-1, 1, wav.shape[-1])
     x = F.pad(x, (width, max(0, steps * down + width - x.shape[-1])))
-    y = F.conv1d(x, kernel.to(x), stride=down)                             # (N, up, steps): `up` outputs per `down` inputs
+    y = F.conv1d(x, kernel.to(x), stride=down)                             # (N, up, steps): `up` out per `down` in
     return y.transpose(1, 2).reshape(*wav.shape[:-1], -1)[..., :length]
 
 
@@ -648,8 +648,8 @@ def cut(x, start, length):
 def sigma_steps(steps, cfg):
     """(steps + 1,) noise levels from sigma_max to sigma_min, then 0: EDM eq. 5."""
     i = torch.arange(steps) / max(steps - 1, 1)
-    sigma = (cfg.sigma_max ** (1 / cfg.rho) + i * (cfg.sigma_min ** (1 / cfg.rho) - cfg.sigma_max ** (1 / cfg.rho))) ** cfg.rho
-    return F.pad(sigma, (0, 1))
+    high, low = cfg.sigma_max ** (1 / cfg.rho), cfg.sigma_min ** (1 / cfg.rho)
+    return F.pad((high + i * (low - high)) ** cfg.rho, (0, 1))
 
 
 def solve(denoise, noise, sigmas, progress=lambda steps: steps):

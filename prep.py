@@ -812,7 +812,8 @@ def read_set(folder, split, level_dbfs=Config.level_dbfs):
         for song in meta["songs"]:
             if song["split"] == split:
                 decibels_up = level_dbfs - np.array([song["vocals_dbfs"], song["accomp_dbfs"]])
-                songs.append((song, pairs[song["start"]:song["start"] + song["length"]], np.float32(decibels(decibels_up) / 32768)))
+                part = pairs[song["start"]:song["start"] + song["length"]]
+                songs.append((song, part, np.float32(decibels(decibels_up) / 32768)))
         if not songs:
             raise ValueError(f"no songs in {split}.bin")
     except (OSError, ValueError, KeyError, TypeError) as problem:

@@ -25,7 +25,8 @@ try:
 except ImportError:                                                        # Windows counts memory in another way
     resource = None
 
-from fastsag import FastSAG, UserError, active_dbfs, chroma_of, log_mel, music_features, onset_envelope, read_audio, resample, vocode
+from fastsag import (FastSAG, UserError, active_dbfs, chroma_of, log_mel, music_features, onset_envelope, read_audio,
+                     resample, vocode)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ def write_text(picture, x, y, text, scale=2):
 
 
 def draw(path, panels, seconds, width=1200):
-    """panels: [(title, (rows, frames) array, low, high, [(row, label)])], row 0 at the bottom -> PNG with time and row axes."""
+    """panels: [(title, (rows, frames) array, low, high, [(row, label)])], row 0 at the bottom -> PNG with labelled axes."""
     left, gap, inner = 60, 26, 210
     picture = np.full(((inner + gap) * len(panels) + gap, width + left + 20, 3), 24, np.uint8)
     for i, (title, values, low, high, labels) in enumerate(panels):
@@ -69,7 +70,8 @@ def draw(path, panels, seconds, width=1200):
         rows = (np.arange(inner)[::-1] * len(values) // inner)             # nearest row; low ones at the bottom
         level = level[rows]
         below = np.minimum(level.astype(int), len(COLOURS) - 2)
-        picture[top: top + inner, left: left + width] = COLOURS[below] + (level - below)[..., None] * (COLOURS[below + 1] - COLOURS[below])
+        colour = COLOURS[below] + (level - below)[..., None] * (COLOURS[below + 1] - COLOURS[below])
+        picture[top: top + inner, left: left + width] = colour
         write_text(picture, left, top - 14, title)
         for row, label in labels:
             y = top + inner - 1 - int((row + 0.5) * inner / len(values))
@@ -91,7 +93,8 @@ def draw_song(path, model, vocals, expected, mu, mel):
           ((200, "200"), (500, "500"), (1000, "1K"), (2000, "2K"), (4000, "4K"), (8000, "8K"))]
     notes = [(row + 12 * part, name) for part in (0, 1) for row, name in ((0, "C"), (4, "E"), (7, "G"))]
     log_mels = [model.normalise(log_mel(vocals, cfg)), mu, mel]
-    panels = [(title, m[0].cpu(), -1.0, 1.3, hz) for title, m in zip(("vocals in hz", "prior mu in hz", "accompaniment in hz"), log_mels)]
+    titles = "vocals in hz", "prior mu in hz", "accompaniment in hz"
+    panels = [(title, m[0].cpu(), -1.0, 1.3, hz) for title, m in zip(titles, log_mels)]
     harmony = chroma_of(expected)[0].cpu()
     panels.insert(1, ("expected harmony  bass below  middle above", harmony, 0, 0.7, notes))
     draw(path, panels, vocals.shape[-1] / cfg.sample_rate)
@@ -145,7 +148,8 @@ def play_along(model, path, folder, args, clock):
         expected, mu = model.condition(wav)
         clock("condition")
         for take in range(args.takes):
-            bar = lambda steps: tqdm(steps, desc=f"{os.path.basename(path)} {take + 1}/{args.takes}", unit="step", disable=None, leave=False)
+            title = f"{os.path.basename(path)} {take + 1}/{args.takes}"
+            bar = lambda steps: tqdm(steps, desc=title, unit="step", disable=None, leave=False)
             mel = model.sample(mu, expected, args.steps, args.guidance, args.seed + take, bar)
             clock("diffusion")
             accomp = model.render(mel, gain, rate, len(vocals))
@@ -157,7 +161,8 @@ def play_along(model, path, folder, args, clock):
                 raise UserError(f"{folder} cannot be made ({e.strerror}); choose another --out") from None
             write_wav(f"{folder}/accompaniment{number}.wav", accomp, rate)
             write_wav(f"{folder}/mix{number}.wav", accomp + vocals.numpy(), rate)
-            write_safely(f"{folder}/mel{number}.png", lambda temporary: draw_song(temporary, model, wav, expected, mu, mel))
+            picture = lambda temporary: draw_song(temporary, model, wav, expected, mu, mel)
+            write_safely(f"{folder}/mel{number}.png", picture)
             clock("write")
     return len(vocals) / rate
 
@@ -264,12 +269,13 @@ def evaluate(model, folder, args):
 def main(argv=None):
     clock = Clock()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("vocals", nargs="*", help="audio files with solo singing: any length from 0.5 s, rate and channel count")
+    parser.add_argument("vocals", nargs="*", help="audio files with solo singing: from 0.5 s on, any rate and channel count")
     parser.add_argument("--out", default="out", help="folder to write to (default: out)")
-    parser.add_argument("--checkpoint", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "demo.pt"),
-                        help="weights (default: assets/demo.pt)")
+    shipped = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "demo.pt")
+    parser.add_argument("--checkpoint", default=shipped, help="weights (default: assets/demo.pt)")
     parser.add_argument("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="above 1: closer to the voice, less varied, twice the time (default: 1)")
+    parser.add_argument("--guidance", type=float, default=1.0,
+                        help="above 1: closer to the voice, less varied, twice the time (default: 1)")
     parser.add_argument("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")

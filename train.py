@@ -7,8 +7,9 @@
     torchrun --nproc_per_node=8 train.py --batch-size 128  several GPUs; --batch-size is the sum over all of them
 
 OUT/checkpoint.pt holds everything that sampling and resuming need, OUT/sample.wav what the model plays (left) to a
-validation song (right), both written every --every steps. On a CPU under Linux, `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`
-in front of the command keeps freed memory in the process, which took a step from 5.1 s to 2.9 s on two cores.
+validation song (right), both written every --every steps. On a CPU under Linux,
+`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` in front of the command keeps freed memory in the process, which
+cut the time of a step by a third on two cores.
 """
 import argparse
 import copy
@@ -83,7 +84,8 @@ def validate(model, songs, length, sigmas=(0.05, 0.2, 0.6, 2.0), count=16):
         draw = model.draw(count, length // model.cfg.hop_length, torch.Generator(model.device).manual_seed(0))
         draw.update(sigma=torch.full_like(draw["sigma"], sigma), keep=torch.ones_like(draw["keep"]))
         losses = model(vocals, accomp, draw)
-        result |= {"semantic": losses["semantic"], "prior": losses["prior"], f"diffusion {sigma}": losses["diffusion"].mean()}
+        result[f"diffusion {sigma}"] = losses["diffusion"].mean()
+    result.update(semantic=losses["semantic"], prior=losses["prior"])
     return {name: float(value) for name, value in result.items()}
 
 
@@ -165,7 +167,8 @@ def train(args):
             tqdm.write(line)
 
     hours = sum(len(pairs) for _, pairs, _ in songs.songs) / Config.sample_rate / 3600
-    say(f"device {device}{' (no GPU found)' if device.type == 'cpu' and args.device == 'auto' else ''}, {world} process(es); "
+    reason = " (no GPU found)" if device.type == "cpu" and args.device == "auto" else ""
+    say(f"device {device}{reason}, {world} process(es); "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; {len(songs.songs)} songs, {hours:.2f} hours")
 
     def load(step):
@@ -173,8 +176,8 @@ def train(args):
 
     def save():
         if rank == 0:
-            save_atomically({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": model.state_dict(), "step": step,
-                             "optimizer": optimizer.state_dict(), "seconds": seconds, "settings": settings}, path)
+            save_atomically({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": model.state_dict(),
+                             "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds, "settings": settings}, path)
 
     began, recent = time.time() - seconds, []
 
@@ -187,7 +190,8 @@ def train(args):
             dist.broadcast(minutes, 0)
         return minutes.item() / args.minutes
 
-    bar = tqdm(initial=step, total=None if args.minutes else args.steps, unit="step", disable=None if rank == 0 else True)
+    total = None if args.minutes else args.steps
+    bar = tqdm(initial=step, total=total, unit="step", disable=None if rank == 0 else True)
     with bar, ThreadPoolExecutor(1) as reader:
         batch, share = reader.submit(load, step), progress()
         while share < 1:
@@ -216,7 +220,8 @@ def train(args):
                 torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
-            recent.append(torch.stack([loss, losses["semantic"], losses["prior"], losses["diffusion"].mean(), norm]).detach())
+            parts = losses["semantic"], losses["prior"], losses["diffusion"].mean(), norm
+            recent.append(torch.stack([loss, *parts]).detach())
             bar.update()
             if step % 25 == 0 or step % args.every == 0 or share >= 1:
                 table = torch.stack(recent)
@@ -232,17 +237,20 @@ def train(args):
                 rate = len(recent) * args.batch_size * length / Config.sample_rate / (now - seconds)
                 seconds, recent = now, []
                 bar.set_postfix_str(f"loss {total:.3f}, lr {lr:.1e}, {rate:.0f} s of audio/s")
-                say(f"step {step:6d}  loss {total:.4f} (semantic {semantic:.4f}, prior {prior:.4f}, diffusion {diffusion:.4f})  "
-                    f"norm {norm:.2f}  lr {lr:.1e}  {now / 60:.1f} min  {rate:.0f} s of audio/s")
+                say(f"step {step:6d}  loss {total:.4f} (semantic {semantic:.4f}, prior {prior:.4f}, "
+                    f"diffusion {diffusion:.4f})  norm {norm:.2f}  lr {lr:.1e}  {now / 60:.1f} min  {rate:.0f} s of audio/s")
             if step % args.every == 0 or share >= 1:
                 save()
                 if rank == 0:
-                    say(f"step {step:6d}  validation: " + ", ".join(f"{k} {v:.4f}" for k, v in validate(ema, val_songs, length).items()))
+                    losses = validate(ema, val_songs, length)
+                    say(f"step {step:6d}  validation: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
                     vocals, _ = val_songs.crops(np.random.default_rng(1), 1, length)
                     if vocals.any():                                       # a crop may fall into a rest
                         accomp = ema.accompany(vocals[0], Config.sample_rate)
-                        soundfile.write(f"{args.out}/sample.wav", np.stack([accomp, vocals[0]], 1).clip(-1, 1), Config.sample_rate)
-    say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; listen: python sample.py vocals.wav --checkpoint {path}")
+                        stereo = np.stack([accomp, vocals[0]], 1).clip(-1, 1)
+                        soundfile.write(f"{args.out}/sample.wav", stereo, Config.sample_rate)
+    say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; "
+        f"listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
         dist.destroy_process_group()
 
