@@ -580,7 +580,7 @@ class FastSAG(nn.Module):
         return torch.cat(pieces, -1)
 
     @torch.no_grad()
-    def sample(self, mu, expected, steps=8, guidance=3.0, seed=0, progress=lambda steps: steps):
+    def sample(self, mu, expected, steps=8, guidance=4.0, seed=0, progress=lambda steps: steps):
         """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations.
         Solver: DPM-Solver++(2M), second order like EDM's Heun but with one evaluation per step."""
         noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(mu.device)
@@ -590,7 +590,7 @@ class FastSAG(nn.Module):
     # --- use
 
     @torch.no_grad()
-    def accompany(self, vocals, sample_rate, steps=8, guidance=3.0, seed=0):
+    def accompany(self, vocals, sample_rate, steps=8, guidance=4.0, seed=0):
         """vocals (L,) float at sample_rate, 0.5 s or longer -> accompaniment (L,) float32 at the same rate, as loud as
         the voice (active level)."""
         vocals = torch.as_tensor(vocals, dtype=torch.float32)

@@ -55,14 +55,15 @@ def write_text(picture, x, y, text, scale=2):
         i = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ".find(letter)
         bits = int(FONT[4 * i: 4 * i + 4], 16) if i >= 0 else 0
         dots = np.array([bits >> (14 - n) & 1 for n in range(15)], bool).reshape(5, 3).repeat(scale, 0).repeat(scale, 1)
-        picture[y: y + 5 * scale, x: x + 3 * scale][dots] = 210
+        spot = picture[y: y + 5 * scale, x: x + 3 * scale]
+        spot[dots[:, : spot.shape[1]]] = 210                               # cut off at the right edge
         x += 4 * scale
 
 
 def draw(path, panels, seconds, width=1200):
     """panels: [(title, (rows, frames) array, low, high, [(row, label)])], row 0 at the bottom -> PNG with labelled axes."""
     left, gap, inner = 60, 26, 210
-    picture = np.full(((inner + gap) * len(panels) + gap, width + left + 20, 3), 24, np.uint8)
+    picture = np.full(((inner + gap) * len(panels) + gap, width + left + 40, 3), 24, np.uint8)
     for i, (title, values, low, high, labels) in enumerate(panels):
         top = gap + i * (inner + gap)
         values = F.interpolate(torch.as_tensor(values)[None].float(), width, mode="area")[0].numpy()
@@ -274,8 +275,8 @@ def main(argv=None):
     shipped = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "demo.pt")
     parser.add_argument("--checkpoint", default=shipped, help="weights (default: assets/demo.pt)")
     parser.add_argument("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
-    parser.add_argument("--guidance", type=float, default=3.0,
-                        help="1: none, half the time; more: closer to the voice, less varied (default: 3)")
+    parser.add_argument("--guidance", type=float, default=4.0,
+                        help="1: none, half the time; more: closer to the voice, less varied (default: 4)")
     parser.add_argument("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")

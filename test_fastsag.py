@@ -690,6 +690,13 @@ def test_sample_writes_accompaniment_mix_and_picture(amplitude, tmp_path, checkp
     assert picture.shape[1] > 600 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
 
 
+@pytest.mark.parametrize("seconds", [0.5, 9.99, 240, 7200])
+def test_picture_of_any_length_has_its_labels(seconds, tmp_path):
+    sample.draw(tmp_path / "some.png", [("title", torch.rand(12, 300), 0, 1, [(0, "C"), (11, "12K")])], seconds)
+    picture = read_png(tmp_path / "some.png")
+    assert (picture[-20:] == 210).any() and (picture[:26] == 210).any()    # seconds below, title above
+
+
 BAD_INPUTS = {
     "missing": lambda path: None,
     "folder": lambda path: path.mkdir(),
