@@ -72,6 +72,13 @@ class UserError(Exception):
     """The user's input cannot be used; the message is one sentence that the scripts print, with exit status 2."""
 
 
+def demand(*checks):
+    """checks: (is it good?, the sentence to say if it is not). Raises UserError with the first that is not."""
+    for good, complaint in checks:
+        if not good:
+            raise UserError(complaint)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Audio in and out. Resampling is a windowed sinc; the rest is bookkeeping around soundfile.
 
@@ -202,10 +209,11 @@ def chroma_filterbank(rate, n_fft):
 
 
 def onset_envelope(mel):
-    """log-mel (B, M, T) -> (B, M, T): by how much each band rose since the last frame. Sounds below about -40 dB of
-    the usual level, where a logarithm would make much of nothing, count little."""
+    """log-mel (B, M, T) -> (B, M, T/4): by how much each band rose from mel frame to mel frame, added up per feature
+    frame. Sounds below about -40 dB of the usual level, where a logarithm would make much of nothing, count little."""
     level = torch.log1p(100 * mel.exp())
-    return F.pad((level[..., 1:] - level[..., :-1]).clamp(min=0), (1, 0))
+    rise = F.pad((level[..., 1:] - level[..., :-1]).clamp(min=0), (1, 0))
+    return rise.unflatten(-1, (-1, PATCH)).sum(-1)
 
 
 def music_features(wav, mel, cfg):
@@ -215,7 +223,7 @@ def music_features(wav, mel, cfg):
     amplitude = spec.abs() * (4 / n_fft)                                   # a sine of amplitude 1 gives 1
     chroma = (chroma_filterbank(low, n_fft).to(wav.device) @ amplitude).unflatten(1, (2, 12))
     chroma = chroma / (chroma.norm(dim=2, keepdim=True) + 0.01)            # shape, not loudness; silence gives 0
-    onsets = onset_envelope(mel).unflatten(-1, (-1, PATCH)).sum(-1)    # (B, M, T/4)
+    onsets = onset_envelope(mel)
     edges = (0, 8, 40, cfg.n_mels)                                         # 0-270 Hz, 270-1700 Hz, 1.7-12 kHz
     onsets = torch.stack([onsets[:, a:b].mean(1) for a, b in zip(edges, edges[1:])], 1)
     loudness = torch.log1p(100 * mel.exp()).mean(1, keepdim=True).unflatten(-1, (-1, PATCH)).mean(-1)
@@ -236,7 +244,7 @@ def pulses(mel, cfg, per_octave=32):
     Singers sing early, late and between the beats; what stays is a period. So correlate the onset envelope with waves of
     every tempo (Grosche & Mueller 2011, predominant local pulse) and choose, frame by frame, the beat that fits best
     together with its halves and quarters over 11 s. A network can learn this too, but takes thousands of steps for it."""
-    envelope = onset_envelope(mel).mean(1).unflatten(-1, (-1, PATCH)).sum(-1)[:, None]      # (B, 1, T/4)
+    envelope = onset_envelope(mel).mean(1, keepdim=True)                   # (B, 1, T/4)
     envelope = envelope - F.avg_pool1d(envelope, 49, 1, padding=24, count_include_pad=False)
     bank = pulse_filterbank(cfg.sample_rate / cfg.hop_length / PATCH, per_octave).to(mel.device)
     reach = bank.shape[-1] // 2

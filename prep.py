@@ -26,7 +26,7 @@ import soundfile as sf
 import torch
 from tqdm import tqdm
 
-from fastsag import Config, UserError, active_dbfs, read_audio, resample
+from fastsag import Config, UserError, active_dbfs, demand, read_audio, resample
 
 SAMPLE_RATE = Config.sample_rate
 N_VOICES, N_BANDS, HELD_OUT = 96, 64, 8      # every 8th voice and every 8th band is heard in validation songs only
@@ -922,15 +922,12 @@ def main(argv=None):
 
 
 def run(args):
-    for good, complaint in (
-            (args.songs >= 2, f"--songs {args.songs}: at least 2 are needed, one of them for validation"),
-            (args.seconds >= 8, f"--seconds {args.seconds:g}: a song must last at least 8 seconds"),
-            (args.val_songs >= 1, f"--val-songs {args.val_songs}: at least 1 is needed"),
-            (args.workers >= 1, f"--workers {args.workers}: at least 1 is needed"),
-            (args.seed >= 0, f"--seed {args.seed}: must not be negative"),
-            (0 < args.val < 1, f"--val {args.val:g}: must lie between 0 and 1")):
-        if not good:
-            raise UserError(complaint)
+    demand((args.songs >= 2, f"--songs {args.songs}: at least 2 are needed, one of them for validation"),
+           (args.seconds >= 8, f"--seconds {args.seconds:g}: a song must last at least 8 seconds"),
+           (args.val_songs >= 1, f"--val-songs {args.val_songs}: at least 1 is needed"),
+           (args.workers >= 1, f"--workers {args.workers}: at least 1 is needed"),
+           (args.seed >= 0, f"--seed {args.seed}: must not be negative"),
+           (0 < args.val < 1, f"--val {args.val:g}: must lie between 0 and 1"))
     out = args.out or ("data/mine" if args.paths else "data/demo")
     skipped = []
     if args.paths:

@@ -25,7 +25,7 @@ try:
 except ImportError:                                                        # Windows counts memory in another way
     resource = None
 
-from fastsag import (FastSAG, UserError, active_dbfs, chroma_of, log_mel, music_features, onset_envelope, read_audio,
+from fastsag import (FastSAG, UserError, active_dbfs, chroma_of, demand, log_mel, music_features, onset_envelope, read_audio,
                      resample, vocode)
 from prep import read_set
 
@@ -193,7 +193,7 @@ def measure(wav, true, cfg, song):
     for x in (wav, true):
         mel = log_mel(x[None], cfg)
         features.append(chroma_of(music_features(x[None], mel, cfg))[0].clamp(min=0))        # (24, T/4)
-        envelopes.append(onset_envelope(mel)[0].mean(0).unflatten(0, (-1, 4)).sum(1))        # (T/4,)
+        envelopes.append(onset_envelope(mel)[0].mean(0))                   # (T/4,)
         if x is wav:
             patches = mel[0, :, : mel.shape[-1] // 16 * 16].unflatten(1, (-1, 16)).unflatten(0, (-1, 4)).mean(1)
     sounding = features[1].norm(dim=0) > 0.5                               # where the true band plays
@@ -284,13 +284,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     status = 0
     try:
-        for good, complaint in ((bool(args.vocals) != bool(args.evaluate), "give audio files with singing, or --evaluate DATA"),
-                                (args.steps >= 1, f"--steps {args.steps}: at least 1 is needed"),
-                                (args.takes >= 1, f"--takes {args.takes}: at least 1 is needed"),
-                                (args.seed >= 0, f"--seed {args.seed}: must not be negative"),
-                                (0 <= args.guidance <= 20, f"--guidance {args.guidance:g}: must lie between 0 and 20")):
-            if not good:
-                raise UserError(complaint)
+        demand((bool(args.vocals) != bool(args.evaluate), "give audio files with singing, or --evaluate DATA"),
+               (args.steps >= 1, f"--steps {args.steps}: at least 1 is needed"),
+               (args.takes >= 1, f"--takes {args.takes}: at least 1 is needed"),
+               (args.seed >= 0, f"--seed {args.seed}: must not be negative"),
+               (0 <= args.guidance <= 20, f"--guidance {args.guidance:g}: must lie between 0 and 20"))
         model = FastSAG.load(args.checkpoint, args.device)
         if args.evaluate:
             evaluate(model, args.evaluate, args)

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from fastsag import PRESETS, Config, FastSAG, UserError, load_checkpoint, pick_device, save_atomically
+from fastsag import PRESETS, Config, FastSAG, UserError, demand, load_checkpoint, pick_device, save_atomically
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -118,15 +118,13 @@ def main(argv=None):
 def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
-    for good, complaint in ((args.batch_size >= 1 and args.batch_size % world == 0,
-                             f"--batch-size {args.batch_size}: must be a positive multiple of the {world} processes"),
-                            (args.steps >= 1, f"--steps {args.steps}: must be at least 1"),
-                            (args.every >= 1, f"--every {args.every}: must be at least 1"),
-                            (args.minutes is None or args.minutes > 0, f"--minutes {args.minutes}: must be positive"),
-                            (args.crop >= 2, f"--crop {args.crop:g}: must be at least 2 seconds"),
-                            (args.lr > 0, f"--lr {args.lr:g}: must be positive")):
-        if not good:
-            raise UserError(complaint)
+    demand((args.batch_size >= 1 and args.batch_size % world == 0,
+            f"--batch-size {args.batch_size}: must be a positive multiple of the {world} processes"),
+           (args.steps >= 1, f"--steps {args.steps}: must be at least 1"),
+           (args.every >= 1, f"--every {args.every}: must be at least 1"),
+           (args.minutes is None or args.minutes > 0, f"--minutes {args.minutes}: must be positive"),
+           (args.crop >= 2, f"--crop {args.crop:g}: must be at least 2 seconds"),
+           (args.lr > 0, f"--lr {args.lr:g}: must be positive"))
     device = pick_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
