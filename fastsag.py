@@ -14,8 +14,10 @@ One file, read top to bottom, for the paper "FastSAG: Towards Fast Non-Autoregre
 The other papers: EDM (Karras et al. 2022, arXiv 2206.00364), DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095),
 fast Griffin-Lim (Perraudin et al. 2013), RoPE (Su et al. 2021), segment training as in Grad-TTS (Popov et al. 2021).
 """
+import io
 import math
 import os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -83,24 +85,62 @@ def demand(*checks):
 # Audio in and out. Resampling is a windowed sinc; the rest is bookkeeping around soundfile.
 
 
-def read_audio(path):
-    """Any file that soundfile reads -> ((channels, L) float32 array, sample rate in Hz). Raises UserError."""
-    if not os.path.exists(path):
-        raise UserError(f"{path} does not exist; give the path of an audio file")
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a directory; give the path of an audio file")
+def read_audio(path, mono=False, longest=4):
+    """Any file that soundfile reads -> ((channels, L) float32 array, sample rate in Hz); mono: the mean of its channels.
+    Goes block by block: a header may claim what is not there. Raises UserError, also beyond `longest` hours."""
+    blocks, size = [], 1 << 20
     try:
-        wav, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError) as e:
-        raise UserError(f"{path} cannot be read as audio ({str(e).splitlines()[0]}); "
+        with open(path, "rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            rate = sound.samplerate
+            demand((1000 <= rate <= 768000, f"{path} claims a rate of {rate} Hz; between 1 and 768 kHz is audio"))
+            while len(block := sound.read(size, dtype="float32", always_2d=True)):
+                blocks.append(block.mean(1, keepdims=True) if mono else block)
+                demand((len(blocks) * size < longest * 3600 * rate, f"{path} is longer than {longest} hours; cut it"))
+    except OSError as e:
+        raise UserError(f"{path} cannot be opened ({e.strerror}); give the path of an audio file") from None
+    except soundfile.LibsndfileError as e:
+        raise UserError(f"{path} cannot be read as audio ({e.error_string.rstrip('.')}); "
                         "give a whole WAV, FLAC, OGG, MP3 or AIFF file") from None
-    if len(wav) == 0:
-        raise UserError(f"{path} holds no samples; give a file with sound in it")
-    if not 1000 <= sample_rate <= 768000:
-        raise UserError(f"{path} claims a sample rate of {sample_rate} Hz; between 1 and 768 kHz is audio")
-    if not np.isfinite(wav).all():
-        raise UserError(f"{path} holds {np.sum(~np.isfinite(wav))} samples that are NaN or infinite; export it again")
-    return wav.T, sample_rate
+    demand((blocks, f"{path} holds no samples; give a file with sound in it"))
+    wav = np.concatenate(blocks).T
+    bad = wav.size - np.count_nonzero(np.abs(wav) < 1e10)                  # NaN is not below anything
+    demand((not bad, f"{path} holds {bad} samples that are NaN, infinite or beyond 1e10; export it again"))
+    return wav, rate
+
+
+def audio_bytes(wav, sample_rate, comment="", kind="WAV"):
+    """(L,) or (L, channels) from -1 to 1 -> the bytes of a 16-bit file, the same for the same arguments."""
+    buffer = io.BytesIO()
+    channels = wav.shape[1] if wav.ndim == 2 else 1
+    with soundfile.SoundFile(buffer, "w", sample_rate, channels, "PCM_16", format=kind) as file:
+        file.comment = comment
+        file.write(wav)
+    return buffer.getvalue()
+
+
+@contextmanager
+def writing(path):
+    """Around whatever writes: a full disk or a folder without rights becomes a UserError about `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:                                   # a full disk is a RuntimeError to torch.save
+        reason = getattr(e, "strerror", "torch.save failed")
+        raise UserError(f"{path} cannot be written ({reason}); is the disk full, or the folder not yours?") from None
+
+
+@contextmanager
+def whole_file(path):
+    """A file to write to under a temporary name, which then gets its own: a kill leaves the old file or the new one,
+    never half of one. Raises UserError if it cannot be written."""
+    temporary = f"{path}.tmp"
+    try:
+        with writing(path):
+            with open(temporary, "wb") as file:
+                yield file
+            os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def active_dbfs(wav, sample_rate):
@@ -475,11 +515,11 @@ def griffin_lim(mel, cfg, iterations=32, momentum=0.99, head=None):
     return istft(spec, cfg.n_fft, cfg.hop_length)
 
 
-def vocode(mel, cfg, piece=2048, overlap=96):
+def vocode(mel, cfg, piece=2048, overlap=96, progress=lambda pieces: pieces):
     """log-mel (1, M, T) of any length -> waveform (1, T * hop), in pieces of 22 s that fade into each other for 1 s."""
     wav = griffin_lim(mel[..., : piece], cfg)
     fade = torch.linspace(0, 1, overlap * cfg.hop_length, device=mel.device)
-    for start in range(piece - overlap, mel.shape[-1] - overlap, piece - overlap):
+    for start in progress(range(piece - overlap, mel.shape[-1] - overlap, piece - overlap)):
         tail = wav[:, start * cfg.hop_length:]
         more = griffin_lim(mel[..., start: start + piece], cfg, head=tail)
         joint = tail * (1 - fade) + more[:, : len(fade)] * fade
@@ -621,9 +661,9 @@ class FastSAG(nn.Module):
         """Samples per frame of the U-Net's lowest level: lengths are multiples of it."""
         return self.cfg.hop_length * PATCH * 2 ** (len(self.cfg.channels) - 1)
 
-    def render(self, mel, gain, sample_rate, length):
+    def render(self, mel, gain, sample_rate, length, progress=lambda pieces: pieces):
         """Normalised mel (1, M, T) -> (length,) float32 numpy at sample_rate; undoes the gain of prepare()."""
-        wav = vocode(self.denormalise(mel), self.cfg)[0].cpu()
+        wav = vocode(self.denormalise(mel), self.cfg, progress=progress)[0].cpu()
         wav = resample(wav, self.cfg.sample_rate, sample_rate)[:length]
         wav = wav * 10 ** ((self.cfg.level_dbfs - active_dbfs(wav, sample_rate)) / 20) / gain
         return F.pad(wav, (0, length - len(wav))).numpy()
@@ -638,12 +678,9 @@ class FastSAG(nn.Module):
     def load(cls, path, device="auto"):
         """A released or a training checkpoint -> model with its EMA weights. Raises UserError if it is neither."""
         checkpoint = load_checkpoint(path)
-        try:
+        with fitting(path):
             model = cls(Config(**checkpoint["config"]))
             model.load_state_dict(checkpoint["ema"])
-        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as e:
-            raise UserError(f"{path} is not a checkpoint of this program ({str(e).splitlines()[0].strip()}); "
-                            "give assets/demo.pt or a checkpoint written by train.py") from None
         return model.float().eval().to(pick_device(device))
 
 
@@ -686,9 +723,9 @@ def pick_device(name="auto"):
 
 
 def save_atomically(checkpoint, path):
-    """torch.save under a temporary name, then rename: a kill leaves the old file or the new one, never half of one."""
-    torch.save(checkpoint, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+    """torch.save; the old file or the new one, never half of one. Raises UserError."""
+    with whole_file(path) as file:
+        torch.save(checkpoint, file)
 
 
 def load_checkpoint(path):
@@ -701,8 +738,20 @@ def load_checkpoint(path):
         raise UserError(f"checkpoint {path} cannot be read ({type(e).__name__}); it is damaged or not a checkpoint, "
                         "copy or train it again") from None
     if not isinstance(checkpoint, dict) or not {"config", "ema"} <= checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of this program: it has no \"config\" and \"ema\"")
+        raise UserError(f"{path} is not a checkpoint of this program: it has no \"config\" and \"ema\"; "
+                        "give assets/demo.pt or a checkpoint written by train.py")
     return checkpoint
+
+
+@contextmanager
+def fitting(path):
+    """Around the use of a checkpoint's contents: whatever does not fit becomes a UserError."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as e:
+        reason = " ".join(str(e).split("\n\t")[-1].split())[:150]           # torch's first line says nothing
+        raise UserError(f"{path} was made by another version of this program, or its config and weights do not belong "
+                        f"together ({reason}); give assets/demo.pt or train it again") from None
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
-import soundfile
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from fastsag import PRESETS, Config, FastSAG, UserError, demand, load_checkpoint, pick_device, save_atomically
+from fastsag import (PRESETS, Config, FastSAG, UserError, audio_bytes, demand, fitting, load_checkpoint, pick_device,
+                     save_atomically, whole_file, writing)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -110,7 +110,8 @@ def main(argv=None):
         print(f"train.py: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"train.py: stopped; --resume goes on from the last save in {args.out}", file=sys.stderr)
+        saved = os.path.exists(f"{args.out}/checkpoint.pt")
+        print("train.py: stopped" + f"; --resume goes on from the last save in {args.out}" * saved, file=sys.stderr)
         return 130
     return 0
 
@@ -148,13 +149,15 @@ def train(args):
         checkpoint = load_checkpoint(path)
         if "optimizer" not in checkpoint:
             raise UserError(f"{path} holds weights for sampling only; --resume needs a checkpoint written by train.py")
-        if checkpoint["settings"] != settings:
-            raise UserError(f"{path} was trained with {checkpoint['settings']}; --resume needs the same, not {settings}")
-        model.load_state_dict(checkpoint["model"])
-        ema.load_state_dict(checkpoint["ema"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        step, seconds = checkpoint["step"], checkpoint["seconds"]
-    os.makedirs(args.out, exist_ok=True)
+        with fitting(path):
+            if checkpoint["settings"] != settings:
+                raise UserError(f"{path} was trained with {checkpoint['settings']}; --resume needs the same, not {settings}")
+            model.load_state_dict(checkpoint["model"])
+            ema.load_state_dict(checkpoint["ema"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            step, seconds = checkpoint["step"], checkpoint["seconds"]
+    with writing(args.out):
+        os.makedirs(args.out, exist_ok=True)
     if device.type == "cuda":
         for part in (model.semantic, model.prior, model.unet):
             part.compile()
@@ -246,7 +249,8 @@ def train(args):
                     if vocals.any():                                       # a crop may fall into a rest
                         accomp = ema.accompany(vocals[0], Config.sample_rate)
                         stereo = np.stack([accomp, vocals[0]], 1).clip(-1, 1)
-                        soundfile.write(f"{args.out}/sample.wav", stereo, Config.sample_rate)
+                        with whole_file(f"{args.out}/sample.wav") as file:
+                            file.write(audio_bytes(stereo, Config.sample_rate, f"step {step}, left: accompaniment"))
     say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; "
         f"listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
