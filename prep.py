@@ -833,7 +833,7 @@ class Dataset:
     FILES = "train.bin", "val.bin", "meta.json"
 
     def __init__(self, out, seconds):
-        self.out, self.partial, self.songs = Path(out), Path(f"{out}.partial"), []
+        self.out, self.partial, self.songs = Path(out), Path(f"{Path(out)}.partial"), []
         self.samples = dict(train=0, val=0)
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {out} is a file; give a folder")
