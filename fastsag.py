@@ -17,6 +17,7 @@ training as in Grad-TTS (Popov et al. 2021).
 """
 import math
 import os
+import time
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -485,8 +486,17 @@ def stft_distance(a, b):
     return torch.stack([(log(a, n_fft) - log(b, n_fft)).abs().mean() for n_fft in (512, 1024, 2048)])
 
 
+def match_mel(spec, log_mel, cfg):
+    """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): one
+    multiplicative update, as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
+    filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
+    have = filters @ (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
+    return spec * ((filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8))
+
+
 class Vocoder(nn.Module):
-    """Normalised mel (B, M, T) -> waveform (B, T * hop): a frame's magnitudes and phases out of the mel around it."""
+    """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
+    around it; the mel has the last word about how loud each band is, before the inverse STFT and once more after it."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -496,9 +506,13 @@ class Vocoder(nn.Module):
         self.out = nn.Conv1d(C, cfg.n_fft + 2, 1)
 
     def forward(self, mel):
-        log_magnitude, phase = self.out(self.blocks(self.embed(mel))).float().chunk(2, 1)
+        cfg = self.cfg
+        x = (mel - cfg.mel_mean) * (cfg.sigma_data / cfg.mel_std)
+        log_magnitude, phase = self.out(self.blocks(self.embed(x))).float().chunk(2, 1)
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
-        return istft(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), self.cfg.n_fft, self.cfg.hop_length)
+        spec = match_mel(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), mel, cfg)
+        spec = stft(istft(spec, cfg.n_fft, cfg.hop_length), cfg.n_fft, cfg.hop_length)
+        return istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
 
     def long(self, mel, piece=1024, halo=64):
         """The same for a song, in pieces of 11 s with more to either side than the network sees: no seam exists."""
@@ -510,18 +524,13 @@ class Vocoder(nn.Module):
         return torch.cat(wavs, 1)
 
 
-def griffin_lim(mel, cfg, iterations=32, momentum=0.99, head=None):
-    """log-mel (B, M, T) -> waveform (B, T * hop). `head` (B, T' * hop), if given, is sound that the first T' frames
-    have already: their phases start from it, so that pieces of a long song fit together."""
+def griffin_lim(mel, cfg, iterations=32, momentum=0.99):
+    """log-mel (B, M, T) -> waveform (B, T * hop). Takes 4 GB for ten minutes: it needs the whole song at once."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(mel.device)
     magnitude = (torch.linalg.pinv(filters) @ mel.exp()).clamp(min=0)      # least squares; a spectrum is not negative
     generator = torch.Generator().manual_seed(0)
     angle = 2 * math.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)
     spec = torch.polar(magnitude, angle.expand_as(magnitude))
-    if head is not None:
-        known = stft(head, cfg.n_fft, cfg.hop_length)
-        n = known.shape[-1]
-        spec[..., :n] = magnitude[..., :n] * known / known.abs().clamp(min=1e-8)
     previous = torch.zeros_like(spec)
     for _ in range(iterations):
         rebuilt = stft(istft(spec, cfg.n_fft, cfg.hop_length), cfg.n_fft, cfg.hop_length)
@@ -529,18 +538,6 @@ def griffin_lim(mel, cfg, iterations=32, momentum=0.99, head=None):
         spec = magnitude * step / step.abs().clamp(min=1e-8)
         previous = rebuilt
     return istft(spec, cfg.n_fft, cfg.hop_length)
-
-
-def griffin_lim_long(mel, cfg, piece=2048, overlap=96):
-    """The same for a song (1, M, T), in pieces of 22 s that fade into each other for 1 s."""
-    wav = griffin_lim(mel[..., : piece], cfg)
-    fade = torch.linspace(0, 1, overlap * cfg.hop_length, device=mel.device)
-    for start in range(piece - overlap, mel.shape[-1] - overlap, piece - overlap):
-        tail = wav[:, start * cfg.hop_length:]
-        more = griffin_lim(mel[..., start: start + piece], cfg, head=tail)
-        joint = tail * (1 - fade) + more[:, : len(fade)] * fade
-        wav = torch.cat([wav[:, : start * cfg.hop_length], joint, more[:, len(fade):]], 1)
-    return wav
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -655,7 +652,8 @@ class FastSAG(nn.Module):
         of the way only, where the beat and the chords are decided (Kynkaanniemi et al. 2024): half the second passes."""
         noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(mu.device)
         denoise = lambda x, sigma: self.guided(x, sigma, mu, expected, guidance if 0.5 < sigma < 15 else 1)
-        return solve(denoise, noise, sigma_steps(steps, self.cfg).to(mu.device), progress)
+        with torch.autocast(mu.device.type, torch.bfloat16, enabled=bfloat16_pays(mu.device)):
+            return solve(denoise, noise, sigma_steps(steps, self.cfg).to(mu.device), progress)
 
     # --- use
 
@@ -684,14 +682,14 @@ class FastSAG(nn.Module):
         return self.cfg.hop_length * PATCH * 2 ** (len(self.cfg.channels) - 1)
 
     def vocode(self, mel, vocoder="neural"):
-        """Normalised mel (1, M, T) -> waveform (1, T * hop). "neural" falls back to "griffinlim" if the weights have none."""
+        """log-mel (1, M, T) -> waveform (1, T * hop). "neural" falls back to "griffinlim" if the weights have none."""
         if vocoder == "neural" and self.vocoder is not None:
             return self.vocoder.long(mel)
-        return griffin_lim_long(self.denormalise(mel), self.cfg)
+        return griffin_lim(mel, self.cfg)
 
     def render(self, mel, gain, sample_rate, length, vocoder="neural"):
         """Normalised mel (1, M, T) -> (length,) float32 numpy at sample_rate; undoes the gain of prepare()."""
-        wav = self.vocode(mel, vocoder)[0].cpu()
+        wav = self.vocode(self.denormalise(mel), vocoder)[0].cpu()
         wav = resample(wav, self.cfg.sample_rate, sample_rate)[:length]
         wav = wav * 10 ** ((self.cfg.level_dbfs - active_dbfs(wav, sample_rate)) / 20) / gain
         return F.pad(wav, (0, length - len(wav))).numpy()
@@ -753,6 +751,24 @@ def pick_device(name="auto"):
     if name != "auto" and name.split(":")[0] not in there:
         raise UserError(f"device {name} is not available; this machine has {', '.join(there)}")
     return torch.device(there[0] if name == "auto" else name)
+
+
+@lru_cache
+def bfloat16_pays(device):
+    """Are convolutions in bfloat16 at least 1.3 times as fast as in float32? Many processors have none of it and take ten
+    times as long, so a CPU is tried."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        conv, x = nn.Conv2d(48, 48, 3, dtype=dtype), torch.randn(1, 48, 25, 32, dtype=dtype)
+        runs = []
+        for _ in range(3):
+            start = time.perf_counter()
+            conv(x)
+            runs.append(time.perf_counter() - start)
+        seconds[dtype] = min(runs)
+    return seconds[torch.float32] > 1.3 * seconds[torch.bfloat16]
 
 
 def save_atomically(checkpoint, path):

@@ -253,19 +253,20 @@ def evaluate(model, folder, args):
 
     def play(vocals):
         expected, mu = model.condition(vocals[None].to(model.device))
-        return mu, model.vocode(model.sample(mu, expected, args.steps, args.guidance, args.seed), args.vocoder)[0].cpu()
+        mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
+        return mu, model.vocode(model.denormalise(mel), args.vocoder)[0].cpu()
 
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
         vocals, true = load(song)
         other = load(songs[(i + len(songs) // 2) % len(songs)])[1]         # half the set away: not the same singer's song
         seconds += len(true) / cfg.sample_rate
         mu, generated = timed("play", lambda: play(vocals))
-        true_mel = model.normalise(log_mel(true[None].to(model.device), cfg))
+        true_mel = log_mel(true[None].to(model.device), cfg)
         copy = {name: timed(name, lambda: model.vocode(true_mel, name)).cpu() for name in vocoders}
         for name, made in copy.items():
             copies.setdefault(name, []).append(copy_distances(made, true[None], cfg))
         for row, wav in {"true band": true, "true band's mel": copy[args.vocoder][0],
-                         "generated": generated, "prior mu alone": model.vocode(mu, args.vocoder)[0].cpu(),
+                         "generated": generated, "prior mu alone": model.vocode(model.denormalise(mu), args.vocoder)[0].cpu(),
                          "the vocals themselves": vocals, "mismatched (another song's)": other}.items():
             n = min(len(wav), len(true)) // model.frame_length * model.frame_length
             result, some = measure(wav[:n], true[:n], cfg, song[0])

@@ -122,11 +122,11 @@ class VocoderTask(nn.Module):
         mels are blurred and made noisy, a little or not at all, because the diffusion's mels are."""
         mix = draw["mix"]
         wav = torch.where(mix < 0.5, accomp, torch.where(mix < 0.75, vocals, 0.7 * (vocals + accomp)))
-        mel = self.model.normalise(log_mel(wav, self.cfg))
+        mel = log_mel(wav, self.cfg)
         amount = (2 * draw["blur"] - 1).clamp(min=0)
-        rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.7 * amount)
-        made = self.model.vocoder(rough + 0.06 * amount * draw["noise"])
-        losses = {"mel": 10 * F.l1_loss(self.model.normalise(log_mel(made, self.cfg)), mel),
+        rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.5 * amount)
+        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"])
+        losses = {"mel": 2 * F.l1_loss(log_mel(made, self.cfg), mel),
                   "stft": stft_distance(made, wav).mean()}
         for judge in self.judges if adversarial else ():                   # hinge losses (Lim & Ye 2017), feature matching
             still = {name: weight.detach() for name, weight in judge.named_parameters()}
@@ -148,7 +148,7 @@ def validate(model, songs, length, vocoder, sigmas=(0.05, 0.2, 0.6, 2.0), count=
     vocals, accomp = (wav.to(model.device) for wav in songs.crops(np.random.default_rng(0), count, length))
     if vocoder:
         mel = log_mel(accomp, model.cfg)
-        made = model.vocoder(model.normalise(mel))
+        made = model.vocoder(mel)
         return {"log-mel L1": F.l1_loss(log_mel(made, model.cfg), mel).item(), "stft": stft_distance(made, accomp).mean().item()}
     result = {}
     draw = model.draw(count, length // model.cfg.hop_length, torch.Generator(model.device).manual_seed(0))
@@ -166,7 +166,7 @@ def listen(model, songs, length, vocoder):
     vocoder makes (left) of a band's mel (right: the band)."""
     vocals, accomp = songs.crops(np.random.default_rng(1), 1, length)
     if vocoder:
-        made = model.vocode(model.analyse(accomp.to(model.device))[0])[0].cpu()
+        made = model.vocode(log_mel(accomp.to(model.device), model.cfg))[0].cpu()
         return torch.stack([made, accomp[0]], 1).clamp(-1, 1).numpy()
     if not vocals.any():                                                   # a crop may fall into a rest
         return np.zeros((length, 2), np.float32)
@@ -181,6 +181,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=20000, help="training steps, the length of the schedule (default: 20000)")
     parser.add_argument("--minutes", type=float, help="train this long, whatever the number of steps")
     parser.add_argument("--batch-size", type=int, default=16, help="clips per step, all processes together (default: 16)")
+    parser.add_argument("--accumulate", type=int, default=1, help="take a batch in so many parts, to save memory (default: 1)")
     parser.add_argument("--crop", type=float, help="seconds per clip (default: 10.92, 1024 mel frames; for the vocoder 0.68)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: 1e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
@@ -205,8 +206,9 @@ def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
     args.crop = args.crop or (0.68 if args.vocoder else 10.92)
-    demand((args.batch_size >= 1 and args.batch_size % world == 0,
-            f"--batch-size {args.batch_size}: must be a positive multiple of the {world} processes"),
+    demand((args.accumulate >= 1, f"--accumulate {args.accumulate}: must be at least 1"),
+           (args.batch_size >= 1 and args.batch_size % (world * args.accumulate) == 0,
+            f"--batch-size {args.batch_size}: must be a positive multiple of {world} processes x {args.accumulate} parts"),
            (args.steps >= 1, f"--steps {args.steps}: must be at least 1"),
            (args.every >= 1, f"--every {args.every}: must be at least 1"),
            (args.minutes is None or args.minutes > 0, f"--minutes {args.minutes}: must be positive"),
@@ -298,13 +300,16 @@ def train(args):
             generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step)
             draw = task.draw(args.batch_size, length // model.cfg.hop_length, generator)
             draw = {name: value[mine] for name, value in draw.items()}
-            vocals = augment(vocals, generator, args.batch_size, mine)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                # the vocoder's judges come in when it has learnt the rough of it, halfway
-                losses = parallel(vocals, accomp, draw, *[share >= 0.5] * args.vocoder)
-                losses = {name: loss.mean() for name, loss in losses.items()}
-                loss = sum(losses.values())
-            loss.backward()
+            vocals, losses = augment(vocals, generator, args.batch_size, mine), {}
+            for part in range(args.accumulate):
+                rows = slice(part, None, args.accumulate)
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    # the vocoder's judges come in when it has learnt the rough of it, halfway
+                    some = parallel(vocals[rows], accomp[rows], {name: value[rows] for name, value in draw.items()},
+                                    *[share >= 0.5] * args.vocoder)
+                some = {name: loss.mean() / args.accumulate for name, loss in some.items()}
+                sum(some.values()).backward()
+                losses = {name: losses.get(name, 0) + loss.detach() for name, loss in some.items()}
             norm = nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -315,7 +320,7 @@ def train(args):
                 torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
-            recent.append({"loss": loss.detach(), "norm": norm, **{name: loss.detach() for name, loss in losses.items()}})
+            recent.append({"loss": sum(losses.values()), "norm": norm, **losses})
             bar.update()
             if step % 25 == 0 or step % args.every == 0 or share >= 1:
                 names = list(recent[-1])
