@@ -348,18 +348,18 @@ class SemanticProjection(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        self.embed = nn.Conv1d(N_FEATURES + 6 + PATCH * cfg.n_mels, cfg.dim, 1)
+        self.embed = nn.Conv1d(N_FEATURES + 6, cfg.dim, 1)
         self.layers = nn.Sequential()
         for i in range(cfg.layers):
             self.layers.append(TimeBlock(cfg.dim, dilation=2 ** (i % 4)))
             self.layers.append(LocalAttention(cfg.dim, cfg.dim, cfg.radius))
         self.out = nn.Sequential(ChannelNorm(cfg.dim), nn.Conv1d(cfg.dim, N_FEATURES, 1))
 
-    def forward(self, features, pulse, mel):
-        """features (B, S, T/4), pulses (B, 6, T/4) and normalised mel (B, M, T) of the vocals -> expected features
-        (B, S, T/4) and the hidden state that they are read from (B, dim, T/4)."""
-        frames = mel.unflatten(-1, (-1, PATCH)).transpose(2, 3).flatten(1, 2)  # (B, 4M, T/4): four mel frames stacked
-        hidden = self.layers(self.embed(torch.cat([features, pulse, frames], 1)))
+    def forward(self, features, pulse):
+        """features (B, S, T/4) and pulses (B, 6, T/4) of the vocals -> expected features (B, S, T/4) and the hidden state
+        that they are read from (B, dim, T/4). The vocals' mel would tell more, and most of it is the singer: on singers
+        never met, networks with and without it follow the beat and the harmony equally well."""
+        hidden = self.layers(self.embed(torch.cat([features, pulse], 1)))
         return self.out(hidden), hidden
 
 
@@ -578,14 +578,14 @@ class FastSAG(nn.Module):
 
     def condition(self, vocals, hear=None):
         """vocals (B, L) -> expected features (B, S, T/4), mu (B, M, T): the two things that the U-Net is told.
-        hear (B, 3), in training: 0 where features, pulses or mel are kept from the encoder. One that must do without any
-        of them relies on none of them too much, when a real voice does not sound like the training's."""
+        hear (B, 2), in training: 0 where the features or the pulses are kept from the encoder. One that must sometimes do
+        without relies on neither too much, when a real voice does not sound like the training's."""
         mel, features = self.analyse(vocals)
         with torch.no_grad(), torch.autocast(vocals.device.type, enabled=False):
             pulse = pulses(self.denormalise(mel), self.cfg)
         if hear is not None:
-            features, pulse, mel = (x * h for x, h in zip((features, pulse, mel), hear[..., None, None].unbind(1)))
-        expected, hidden = self.semantic(features, pulse, mel)
+            features, pulse = (x * h for x, h in zip((features, pulse), hear[..., None, None].unbind(1)))
+        expected, hidden = self.semantic(features, pulse)
         return expected, self.prior(expected, hidden)
 
     # --- EDM
@@ -610,7 +610,7 @@ class FastSAG(nn.Module):
             "sigma": (cfg.P_mean + cfg.P_std * normal).exp(),
             "noise": torch.randn(batch, cfg.n_mels, segment, generator=generator, device=device),
             "keep": (torch.rand(batch, generator=generator, device=device) >= cfg.cond_drop).float(),
-            "hear": (torch.rand(batch, 3, generator=generator, device=device) >= cfg.input_drop).float(),
+            "hear": (torch.rand(batch, 2, generator=generator, device=device) >= cfg.input_drop).float(),
         }
 
     def forward(self, vocals, accomp, draw):
