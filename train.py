@@ -304,9 +304,9 @@ def train(args):
             for part in range(args.accumulate):
                 rows = slice(part, None, args.accumulate)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    # the vocoder's judges come in when it has learnt the rough of it, halfway
+                    # the judges come in for the last third, when the vocoder has learnt the rough of it
                     some = parallel(vocals[rows], accomp[rows], {name: value[rows] for name, value in draw.items()},
-                                    *[share >= 0.5] * args.vocoder)
+                                    *[share > 2 / 3] * args.vocoder)
                 some = {name: loss.mean() / args.accumulate for name, loss in some.items()}
                 sum(some.values()).backward()
                 losses = {name: losses.get(name, 0) + loss.detach() for name, loss in some.items()}
