@@ -9,14 +9,16 @@ One file, read top to bottom, for the paper "FastSAG: Towards Fast Non-Autoregre
       -> prior projection:    the mean mel of the accompaniment, mu (B, M, T)              WHERE in time  (Fig. 1b)
       -> EDM diffusion: a 2-D U-Net turns noise into a mel that fits [mu, features]        (Fig. 1c)
       -> mel of the accompaniment (B, M, T)
-      -> Griffin-Lim -> accompaniment (B, L), 24 kHz
+      -> small neural vocoder, or Griffin-Lim -> accompaniment (B, L), 24 kHz
 
 The other papers: EDM (Karras et al. 2022, arXiv 2206.00364), DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095),
-fast Griffin-Lim (Perraudin et al. 2013), RoPE (Su et al. 2021), segment training as in Grad-TTS (Popov et al. 2021).
+fast Griffin-Lim (Perraudin et al. 2013), Vocos (Siuzdak 2023, arXiv 2306.00814), RoPE (Su et al. 2021), segment
+training as in Grad-TTS (Popov et al. 2021).
 """
 import io
 import math
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -51,7 +53,11 @@ class Config:
     blocks: int = 1                   # residual blocks per level, on the way down and again on the way up
     unet_radius: int = 16             # bottom attention, frames of 171 ms to either side: 2.7 s
     segment: int = 256                # mel frames per clip that the diffusion loss sees, 2.7 s (Grad-TTS's economy)
+    input_drop: float = 0.15          # share of training examples whose encoder must do without one of its inputs
     cond_drop: float = 0.1            # share of training examples without condition, for classifier-free guidance
+    # vocoder
+    vocoder_dim: int = 256            # channels
+    vocoder_layers: int = 6
     # EDM (Table 1); sigma_data is the standard deviation of the normalised mel
     sigma_data: float = 0.5
     sigma_min: float = 0.02           # EDM: 0.002 and 80. Sampling in 8 steps from 20 to 0.02 ends at less than half the
@@ -62,9 +68,11 @@ class Config:
 
 
 PRESETS = {
-    "tiny": Config(dim=32, layers=2, radius=32, channels=(16, 24, 32), segment=64),      # for tests: seconds
+    "tiny": Config(dim=32, layers=2, radius=32, channels=(16, 24, 32), segment=64,       # for tests: seconds
+                   vocoder_dim=32, vocoder_layers=2),
     "demo": Config(),                                                                    # the shipped weights
-    "base": Config(dim=384, layers=10, channels=(128, 256, 384), blocks=2, segment=512),  # real data, one GPU
+    "base": Config(dim=384, layers=10, channels=(128, 256, 384), blocks=2, segment=512,   # real data, one GPU
+                   vocoder_dim=512, vocoder_layers=8),
 }
 N_FEATURES = 12 + 12 + 3 + 1          # S: bass chroma, middle chroma, onsets in three bands, loudness
 PATCH = 4                             # one feature frame is 4 mel frames, 43 ms; the U-Net sees 4 x 4 mel patches
@@ -380,18 +388,18 @@ class SemanticProjection(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        self.embed = nn.Conv1d(N_FEATURES + 6 + PATCH * cfg.n_mels, cfg.dim, 1)
+        self.embed = nn.Conv1d(N_FEATURES + 6, cfg.dim, 1)
         self.layers = nn.Sequential()
         for i in range(cfg.layers):
             self.layers.append(TimeBlock(cfg.dim, dilation=2 ** (i % 4)))
             self.layers.append(LocalAttention(cfg.dim, cfg.dim, cfg.radius))
         self.out = nn.Sequential(ChannelNorm(cfg.dim), nn.Conv1d(cfg.dim, N_FEATURES, 1))
 
-    def forward(self, features, pulse, mel):
-        """features (B, S, T/4), pulses (B, 6, T/4) and normalised mel (B, M, T) of the vocals -> expected features
-        (B, S, T/4) and the hidden state that they are read from (B, dim, T/4)."""
-        frames = mel.unflatten(-1, (-1, PATCH)).transpose(2, 3).flatten(1, 2)  # (B, 4M, T/4): four mel frames stacked
-        hidden = self.layers(self.embed(torch.cat([features, pulse, frames], 1)))
+    def forward(self, features, pulse):
+        """features (B, S, T/4) and pulses (B, 6, T/4) of the vocals -> expected features (B, S, T/4) and the hidden state
+        that they are read from (B, dim, T/4). The vocals' mel would tell more, and most of it is the singer: on singers
+        never met, networks with and without it follow the beat and the harmony equally well."""
+        hidden = self.layers(self.embed(torch.cat([features, pulse], 1)))
         return self.out(hidden), hidden
 
 
@@ -490,22 +498,79 @@ class UNet(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# From mel to sound. Griffin-Lim looks for the phases: go to the waveform and back again and again, keep the phases,
-# restore the magnitudes. Momentum makes 32 rounds as good as a hundred. A neural vocoder will stand beside it.
+# From mel to sound. A mel has no phases, and its bands are too wide to tell neighbouring partials apart. The neural
+# vocoder has learnt both from examples; it works at the mel's rate and leaves the way up to 24 kHz to the inverse STFT
+# (the idea of Vocos; the official code uses BigVGAN, 112 M parameters). Griffin-Lim knows nothing and looks for the
+# phases: go to the waveform and back again and again, keep the phases, restore the magnitudes. Momentum makes 32 rounds
+# as good as a hundred.
 
 
-def griffin_lim(mel, cfg, iterations=32, momentum=0.99, head=None):
-    """log-mel (B, M, T) -> waveform (B, T * hop). `head` (B, T' * hop), if given, is sound that the first T' frames
-    have already: their phases start from it, so that pieces of a long song fit together."""
+class ConvNeXtBlock(nn.Module):
+    """Convolution over time, each channel for itself, then a two-layer perceptron per frame (Liu et al. 2022, in 1-D)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(channels, channels, 7, padding=3, groups=channels), ChannelNorm(channels),
+            nn.Conv1d(channels, 3 * channels, 1), nn.GELU(), nn.Conv1d(3 * channels, channels, 1))
+        self.scale = nn.Parameter(torch.full((channels, 1), 0.2))          # deep stacks start close to the identity
+
+    def forward(self, x):                                                  # (B, C, T)
+        return x + self.scale * self.layers(x)
+
+
+def stft_distance(a, b):
+    """Waveforms (B, L) -> mean difference of the logarithms of their spectra, in nepers, at three resolutions, (3,).
+    What lies 66 dB or more below a spectrum of music at the usual level counts as silence."""
+    log = lambda wav, n_fft: (stft(wav, n_fft, n_fft // 4).abs() + 1e-3).log()
+    return torch.stack([(log(a, n_fft) - log(b, n_fft)).abs().mean() for n_fft in (512, 1024, 2048)])
+
+
+def match_mel(spec, log_mel, cfg):
+    """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): one
+    multiplicative update, as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
+    filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
+    have = filters @ (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
+    return spec * ((filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8))
+
+
+class Vocoder(nn.Module):
+    """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
+    around it; the mel has the last word about how loud each band is, before the inverse STFT and once more after it."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg, C = cfg, cfg.vocoder_dim
+        self.embed = nn.Conv1d(cfg.n_mels, C, 7, padding=3)
+        self.blocks = nn.Sequential(*[ConvNeXtBlock(C) for _ in range(cfg.vocoder_layers)], ChannelNorm(C))
+        self.out = nn.Conv1d(C, cfg.n_fft + 2, 1)
+
+    def forward(self, mel):
+        cfg = self.cfg
+        x = (mel - cfg.mel_mean) * (cfg.sigma_data / cfg.mel_std)
+        log_magnitude, phase = self.out(self.blocks(self.embed(x))).float().chunk(2, 1)
+        magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
+        spec = match_mel(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), mel, cfg)
+        spec = stft(istft(spec, cfg.n_fft, cfg.hop_length), cfg.n_fft, cfg.hop_length)
+        return istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
+
+    def long(self, mel, piece=1024, halo=64):
+        """The same for a song, in pieces of 11 s with more to either side than the network sees: no seam exists."""
+        hop, wavs = self.cfg.hop_length, []
+        for start in range(0, mel.shape[-1], piece):
+            a = max(0, start - halo)
+            wav = self(mel[..., a: start + piece + halo])
+            wavs.append(wav[:, (start - a) * hop: (start - a + piece) * hop])
+        return torch.cat(wavs, 1)
+
+
+def griffin_lim(mel, cfg, iterations=32, momentum=0.99):
+    """log-mel (B, M, T) -> waveform (B, T * hop). Takes 4 GB for ten minutes: it needs the whole song at once."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(mel.device)
     magnitude = (torch.linalg.pinv(filters) @ mel.exp()).clamp(min=0)      # least squares; a spectrum is not negative
     generator = torch.Generator().manual_seed(0)
     angle = 2 * math.pi * torch.rand(magnitude.shape[1:], generator=generator).to(mel.device)
     spec = torch.polar(magnitude, angle.expand_as(magnitude))
-    if head is not None:
-        known = stft(head, cfg.n_fft, cfg.hop_length)
-        n = known.shape[-1]
-        spec[..., :n] = magnitude[..., :n] * known / known.abs().clamp(min=1e-8)
     previous = torch.zeros_like(spec)
     for _ in range(iterations):
         rebuilt = stft(istft(spec, cfg.n_fft, cfg.hop_length), cfg.n_fft, cfg.hop_length)
@@ -513,18 +578,6 @@ def griffin_lim(mel, cfg, iterations=32, momentum=0.99, head=None):
         spec = magnitude * step / step.abs().clamp(min=1e-8)
         previous = rebuilt
     return istft(spec, cfg.n_fft, cfg.hop_length)
-
-
-def vocode(mel, cfg, piece=2048, overlap=96, progress=lambda pieces: pieces):
-    """log-mel (1, M, T) of any length -> waveform (1, T * hop), in pieces of 22 s that fade into each other for 1 s."""
-    wav = griffin_lim(mel[..., : piece], cfg)
-    fade = torch.linspace(0, 1, overlap * cfg.hop_length, device=mel.device)
-    for start in progress(range(piece - overlap, mel.shape[-1] - overlap, piece - overlap)):
-        tail = wav[:, start * cfg.hop_length:]
-        more = griffin_lim(mel[..., start: start + piece], cfg, head=tail)
-        joint = tail * (1 - fade) + more[:, : len(fade)] * fade
-        wav = torch.cat([wav[:, : start * cfg.hop_length], joint, more[:, len(fade):]], 1)
-    return wav
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -541,6 +594,7 @@ class FastSAG(nn.Module):
         self.semantic = SemanticProjection(cfg)
         self.prior = PriorProjection(cfg)
         self.unet = UNet(cfg)
+        self.vocoder = None                                                # a Vocoder(cfg), once one is trained
 
     @property
     def device(self):
@@ -562,12 +616,16 @@ class FastSAG(nn.Module):
             mel = log_mel(wav, self.cfg)
             return self.normalise(mel), music_features(wav, mel, self.cfg)
 
-    def condition(self, vocals):
-        """vocals (B, L) -> expected features (B, S, T/4), mu (B, M, T): the two things that the U-Net is told."""
+    def condition(self, vocals, hear=None):
+        """vocals (B, L) -> expected features (B, S, T/4), mu (B, M, T): the two things that the U-Net is told.
+        hear (B, 2), in training: 0 where the features or the pulses are kept from the encoder. One that must sometimes do
+        without relies on neither too much, when a real voice does not sound like the training's."""
         mel, features = self.analyse(vocals)
         with torch.no_grad(), torch.autocast(vocals.device.type, enabled=False):
             pulse = pulses(self.denormalise(mel), self.cfg)
-        expected, hidden = self.semantic(features, pulse, mel)
+        if hear is not None:
+            features, pulse = (x * h for x, h in zip((features, pulse), hear[..., None, None].unbind(1)))
+        expected, hidden = self.semantic(features, pulse)
         return expected, self.prior(expected, hidden)
 
     # --- EDM
@@ -592,6 +650,7 @@ class FastSAG(nn.Module):
             "sigma": (cfg.P_mean + cfg.P_std * normal).exp(),
             "noise": torch.randn(batch, cfg.n_mels, segment, generator=generator, device=device),
             "keep": (torch.rand(batch, generator=generator, device=device) >= cfg.cond_drop).float(),
+            "hear": (torch.rand(batch, 2, generator=generator, device=device) >= cfg.input_drop).float(),
         }
 
     def forward(self, vocals, accomp, draw):
@@ -599,7 +658,7 @@ class FastSAG(nn.Module):
         are close to 1 for a model that knows nothing, so the paper's weights of 1 : 1 : 1 can stand."""
         cfg = self.cfg
         mel, features = self.analyse(accomp)
-        expected, mu = self.condition(vocals)
+        expected, mu = self.condition(vocals, draw["hear"])
         semantic = F.mse_loss(expected, features)
         prior = F.mse_loss(mu, mel) / cfg.sigma_data ** 2
 
@@ -611,29 +670,30 @@ class FastSAG(nn.Module):
         weight = (sigma ** 2 + cfg.sigma_data ** 2) / (sigma * cfg.sigma_data) ** 2          # lambda(sigma), Table 1
         return {"semantic": semantic, "prior": prior, "diffusion": weight * (D_x - mel).square().mean((1, 2))}
 
-    def guided(self, x, sigma, mu, expected, guidance, window=2048, halo=512):
-        """denoise() for a song: windows of 22 s, each with 5.5 s more to either side, which is more than the U-Net
-        sees, so that no seam exists. Guidance (Ho & Salimans 2022) runs both conditions as one batch."""
+    def guided(self, x, sigma, mu, expected, guidance, window=8192, halo=416):
+        """denoise() for a song: windows of 87 s, each with 4.4 s more to either side, which is more than the U-Net sees, so
+        that no seam exists. Guidance (Ho & Salimans 2022): away from what the network expects without a condition. Two
+        passes, one after the other: on a CPU, they are a quarter faster than one pass over a batch of two."""
         pieces = []
         for start in range(0, x.shape[-1], window):
             a, b = max(0, start - halo), min(x.shape[-1], start + window + halo)
-            args = x[..., a:b], mu[..., a:b], expected[..., a // PATCH: b // PATCH]
+            args = x[..., a:b], sigma.expand(len(x)), mu[..., a:b], expected[..., a // PATCH: b // PATCH]
+            D_x = self.denoise(*args)
             if guidance != 1:
-                args = [torch.cat([arg, arg if i == 0 else 0 * arg]) for i, arg in enumerate(args)]
-            D_x = self.denoise(args[0], sigma.expand(len(args[0])), *args[1:])
-            if guidance != 1:
-                with_cond, without = D_x.chunk(2)
-                D_x = without + guidance * (with_cond - without)
+                without = self.denoise(*args[:2], *[0 * condition for condition in args[2:]])
+                D_x = without + guidance * (D_x - without)
             pieces.append(D_x[..., start - a: start - a + window])
         return torch.cat(pieces, -1)
 
     @torch.no_grad()
     def sample(self, mu, expected, steps=8, guidance=4.0, seed=0, progress=lambda steps: steps):
         """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations.
-        Solver: DPM-Solver++(2M), second order like EDM's Heun but with one evaluation per step."""
+        Solver: DPM-Solver++(2M), second order like EDM's Heun but with one evaluation per step. Guidance acts in the middle
+        of the way only, where the beat and the chords are decided (Kynkaanniemi et al. 2024): half the second passes."""
         noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(mu.device)
-        denoise = lambda x, sigma: self.guided(x, sigma, mu, expected, guidance)
-        return solve(denoise, noise, sigma_steps(steps, self.cfg).to(mu.device), progress)
+        denoise = lambda x, sigma: self.guided(x, sigma, mu, expected, guidance if 0.5 < sigma < 15 else 1)
+        with torch.autocast(mu.device.type, torch.bfloat16, enabled=bfloat16_pays(mu.device)):
+            return solve(denoise, noise, sigma_steps(steps, self.cfg).to(mu.device), progress)
 
     # --- use
 
@@ -661,9 +721,15 @@ class FastSAG(nn.Module):
         """Samples per frame of the U-Net's lowest level: lengths are multiples of it."""
         return self.cfg.hop_length * PATCH * 2 ** (len(self.cfg.channels) - 1)
 
-    def render(self, mel, gain, sample_rate, length, progress=lambda pieces: pieces):
+    def vocode(self, mel, vocoder="neural"):
+        """log-mel (1, M, T) -> waveform (1, T * hop). "neural" falls back to "griffinlim" if the weights have none."""
+        if vocoder == "neural" and self.vocoder is not None:
+            return self.vocoder.long(mel)
+        return griffin_lim(mel, self.cfg)
+
+    def render(self, mel, gain, sample_rate, length, vocoder="neural"):
         """Normalised mel (1, M, T) -> (length,) float32 numpy at sample_rate; undoes the gain of prepare()."""
-        wav = vocode(self.denormalise(mel), self.cfg, progress=progress)[0].cpu()
+        wav = self.vocode(self.denormalise(mel), vocoder)[0].cpu()
         wav = resample(wav, self.cfg.sample_rate, sample_rate)[:length]
         wav = wav * 10 ** ((self.cfg.level_dbfs - active_dbfs(wav, sample_rate)) / 20) / gain
         return F.pad(wav, (0, length - len(wav))).numpy()
@@ -680,6 +746,8 @@ class FastSAG(nn.Module):
         checkpoint = load_checkpoint(path)
         with fitting(path):
             model = cls(Config(**checkpoint["config"]))
+            if any(name.startswith("vocoder.") for name in checkpoint["ema"]):
+                model.vocoder = Vocoder(model.cfg)
             model.load_state_dict(checkpoint["ema"])
         return model.float().eval().to(pick_device(device))
 
@@ -720,6 +788,24 @@ def pick_device(name="auto"):
     if name != "auto" and name.split(":")[0] not in there:
         raise UserError(f"device {name} is not available; this machine has {', '.join(there)}")
     return torch.device(there[0] if name == "auto" else name)
+
+
+@lru_cache
+def bfloat16_pays(device):
+    """Are convolutions in bfloat16 at least 1.3 times as fast as in float32? Many processors have none of it and take ten
+    times as long, so a CPU is tried."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        conv, x = nn.Conv2d(48, 48, 3, dtype=dtype), torch.randn(1, 48, 25, 32, dtype=dtype)
+        runs = []
+        for _ in range(3):
+            start = time.perf_counter()
+            conv(x)
+            runs.append(time.perf_counter() - start)
+        seconds[dtype] = min(runs)
+    return seconds[torch.float32] > 1.3 * seconds[torch.bfloat16]
 
 
 def save_atomically(checkpoint, path):

@@ -29,8 +29,8 @@ from tqdm import tqdm
 from fastsag import Config, UserError, active_dbfs, demand, read_audio, resample, writing
 
 SAMPLE_RATE = Config.sample_rate
-FORMAT = 1                                   # of a prepared set; another number for another layout
-N_VOICES, N_BANDS, HELD_OUT = 96, 64, 8      # every 8th voice and every 8th band is heard in validation songs only
+FORMAT = 1                                     # of a prepared set; another number for another layout
+N_VOICES, N_BANDS, HELD_OUT = 480, 240, 8      # every 8th voice and every 8th band is heard in validation songs only
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,6 +113,7 @@ class Score:
     tempo: float
     start: float         # seconds of beat 0; negative when the recording begins within a bar
     style: Style
+    groove: str          # how its chords are struck in verse and chorus
     sections: list       # (kind, first beat, beats); kinds: intro, verse, chorus, bridge, gap
     chords: list         # (first beat, end beat, pitch classes, root first)
     notes: list
@@ -124,9 +125,10 @@ class Score:
         return self.start + (whole + part) * 60 / self.tempo
 
 
-def write_rhythm(rng, beats, meter, density, sixteenths, syncopation):
+def write_rhythm(rng, beats, meter, groove, density, sixteenths, syncopation):
     """A phrase as [(onset, duration, anchor)] in beats: moving notes, one long note near the end, then a breath.
-    The anchor is the beat that a note belongs to; a syncopated note comes half a beat before its anchor."""
+    The anchor is the beat that a note belongs to; a syncopated note comes half a beat before its anchor. Singers lean on
+    the groove, a bar of the accompaniment's chords in sixteenths: where it strikes, between the beats, so do they."""
     last = beats - rng.choice([meter, meter, meter, meter - 1, 2, 1])
     end = beats - min(rng.choice([0.25, 0.5, 1, 1, 1.5]), (beats - last) / 2)
     anchors = []
@@ -137,6 +139,7 @@ def write_rhythm(rng, beats, meter, density, sixteenths, syncopation):
             chance = 0.45 + 0.4 * density
         else:
             chance = (0.1 + 0.55 * density) if at % 0.5 == 0 else 0.4 * density
+            chance *= 0.6 if groove[int(at % meter * 4)] == "." else 1.5
         if at < 0 or rng.random() < chance:
             anchors.append(at)
     anchors = np.array(anchors + [last])
@@ -146,7 +149,7 @@ def write_rhythm(rng, beats, meter, density, sixteenths, syncopation):
     return list(zip(onsets, lengths, anchors))
 
 
-def write_melody(rng, chord_at, scale, low, high, bars, meter, **rhythm):
+def write_melody(rng, chord_at, scale, low, high, bars, meter, groove, **rhythm):
     """A melody of `bars` bars out of two to four motifs. A motif that returns keeps its rhythm and contour, but is led
     anew over the chords of its place: on strong beats mostly a chord tone, between them steps of the scale."""
     ladder = np.array([m for m in range(low, high + 1) if m % 12 in scale])
@@ -155,7 +158,7 @@ def write_melody(rng, chord_at, scale, low, high, bars, meter, **rhythm):
     for phrase in range(bars // span):
         name = plan[phrase % 4]
         if name not in motifs:
-            beats = write_rhythm(rng, span * meter, meter, **rhythm)
+            beats = write_rhythm(rng, span * meter, meter, groove, **rhythm)
             moves = np.round(rng.standard_t(4, len(beats)) * 1.2).astype(int)     # steps, sometimes a leap
             motifs[name] = beats, moves, rng.integers(len(ladder))
         beats, moves, place = motifs[name]
@@ -186,6 +189,7 @@ def compose(rng, style, low, high, seconds):
     syncopation, sixteenths = rng.choice([0, 0.1, 0.3]), tempo < 84
     sevenths = rng.choice([0, 0.1, 0.6], p=[0.5, 0.3, 0.2])
     length = 4 if bar > 2.4 else 8                                          # bars of a section
+    groove = str(rng.choice(style.harmony.split("|")))
 
     def new_material(kind):
         """Chords [(beat, end, tones)] and melody of a section, from its own beat 0."""
@@ -202,7 +206,7 @@ def compose(rng, style, low, high, seconds):
         floor = dict(verse=0, chorus=0.3, bridge=0.15)[kind] * (high - low)
         top = dict(verse=0.7, chorus=1, bridge=0.85)[kind] * (high - low)
         density = rng.uniform(0.25, 0.95) if kind == "verse" else rng.uniform(0.1, 0.75)
-        melody = write_melody(rng, chord_at, scale, int(low + floor), int(low + top), bars, meter,
+        melody = write_melody(rng, chord_at, scale, int(low + floor), int(low + top), bars, meter, groove,
                               density=density, sixteenths=sixteenths, syncopation=syncopation)
         return bars, [(i * step, (i + 1) * step, chord_at(i * step)) for i in range(int(bars * meter / step))], melody
 
@@ -225,7 +229,7 @@ def compose(rng, style, low, high, seconds):
     for note, following in zip(notes, notes[1:]):                           # an upbeat ends the phrase before it
         note.beats = min(note.beats, following.beat - note.beat - 0.25 * following.begins)
     notes = [note for note in notes if note.beats > 0.1]
-    return Score(tempo, start, style, sections, chords, notes)
+    return Score(tempo, start, style, groove, sections, chords, notes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,25 +284,27 @@ CONSONANTS = [                               # each a chain of (seconds, voicing
 
 
 class Voice:
-    """A singer, drawn from its number: from bass men (0) to children (95), eight of each height."""
+    """A singer, drawn from its number: from bass men (0) to children (479), eight of each height."""
 
     def __init__(self, number):
         rng = np.random.default_rng([1, number])
         height = (number // HELD_OUT + rng.random()) / (N_VOICES // HELD_OUT)
-        self.low = int(40 + 21 * height)                                    # lowest note, MIDI
+        self.low = int(39 + 21 * height ** 1.3)                             # lowest note, MIDI
         self.high = self.low + rng.integers(12, 18)
         self.formant_scale = np.clip(0.84 + 0.38 * height + rng.normal(0, 0.04), 0.82, 1.25)
         self.bandwidth = rng.uniform(0.8, 1.6)
         self.formant_gain = decibels(-rng.uniform((0, 2, 6, 8, 12), (1, 12, 22, 26, 32)))
-        self.darkness = rng.uniform(2.5, 6)                                 # dB per kHz lost by the source
+        self.darkness = rng.uniform(1.5, 5)                                 # dB per kHz lost by the source
+        self.tilt = rng.uniform(0.2, 1.6)                                   # and this power of the frequency: the glottis
         self.breath = decibels(rng.uniform(-44, -18))                       # noise in the tone
         self.vibrato = max(0, rng.uniform(-0.4, 0.8))                       # semitones; a third of all sing without
         self.vibrato_rate, self.vibrato_delay = rng.uniform(4.5, 6.5), rng.uniform(0.15, 0.5)       # Hz, seconds
-        self.drift = rng.uniform(0.02, 0.12)                                # semitones
+        self.shimmer = rng.uniform(0.3, 1.5)                                # dB
+        self.drift = rng.uniform(0.02, 0.2)                                 # semitones
         self.glide = rng.uniform(0.03, 0.14)                                # seconds from note to note
         self.scoop = rng.uniform(0, 3)                                      # semitones below the note at its start
         self.mistuning = rng.uniform(0.02, 0.2)                             # semitones
-        self.timing = rng.uniform(0.005, 0.04), rng.uniform(-0.01, 0.04)    # seconds: scatter, lag
+        self.timing = 0.004 + min(rng.exponential(0.02), 0.08), rng.normal(0.01, 0.015)    # seconds: scatter, lag
         self.articulation = rng.uniform(0.55, 0.95)                         # share of notes with their own syllable
         self.consonants = decibels(rng.uniform(-12, 2))
 
@@ -355,7 +361,7 @@ def perform(rng, voice, score, seconds):
     formants = np.stack([smooth(track, 14) for track in formants]) * voice.formant_scale
     f0 = 440 * 2 ** ((pitch - 69) / 12)
     formants[0] = np.maximum(formants[0], f0)                               # high singers open the mouth: F1 follows f0
-    return f0, smooth(loud, 9) * decibels(0.7 * wander(6)), smooth(noise, 3), noise_hz, formants
+    return f0, smooth(loud, 9) * decibels(voice.shimmer * wander(6)), smooth(noise, 3), noise_hz, formants
 
 
 def sing(rng, voice, score, seconds):
@@ -375,8 +381,9 @@ def sing(rng, voice, score, seconds):
     freqs = np.fft.rfftfreq(WINDOW, 1 / SAMPLE_RATE).astype(np.float32)
     resonance = np.full(spectrum.shape, 0.004, np.float32)
     for centre, width, gain in zip(formants, (90, 110, 160, 220, 300), voice.formant_gain):
-        away = (freqs - centre[:, None]) * np.float32(2 / (width * voice.bandwidth))
-        resonance += np.float32(gain) / (1 + away * away)
+        width, squares = np.float32(width * voice.bandwidth), (centre * centre)[:, None] - freqs * freqs
+        resonance += np.float32(gain) * width * centre[:, None] / np.sqrt(squares * squares + (width * freqs) ** 2)
+    resonance *= (1 + freqs / 300) ** np.float32(-voice.tilt)
     away = (freqs / noise_hz[:, None] - 1) * 3
     hiss = (rng.standard_normal((*spectrum.shape, 2), dtype=np.float32) * 6).view(np.complex64)[..., 0]
     breath = np.float32(voice.breath) * (resonance + 0.1 * freqs / 12000)
@@ -396,8 +403,8 @@ def record_vocals(rng, wave):
     level = np.sqrt(smooth((blocks ** 2).mean(1), 8))
     gain = (level / level.max() + 0.03) ** -rng.uniform(0, 0.6)             # 0.6: 10 dB in are 4 dB out
     wave = wave * np.interp(np.arange(len(wave)), np.arange(len(gain)) * block + block / 2, gain)
-    wave = filter_and_room(rng, wave.astype(np.float32), wet=rng.choice([0, 1]) * rng.uniform(0, 0.3),
-                           echo=rng.uniform(0.2, 1.8), tilt=rng.uniform(-2, 2), bumps=3, low_cut=rng.uniform(50, 150),
+    wave = filter_and_room(rng, wave.astype(np.float32), wet=rng.choice([0, 1, 1, 1]) * rng.uniform(0, 0.35),
+                           echo=rng.uniform(0.2, 1.8), tilt=rng.uniform(-3, 2), bumps=3, low_cut=rng.uniform(30, 120),
                            high_cut=rng.choice([7600, 11500]))              # many karaoke recordings end at 8 kHz
     wave *= decibels(-20 - active_dbfs(wave, SAMPLE_RATE))
     floor = rng.standard_normal(len(wave), dtype=np.float32)
@@ -405,7 +412,7 @@ def record_vocals(rng, wave):
         floor = np.fft.irfft(np.fft.rfft(floor) / np.sqrt(np.arange(len(floor) // 2 + 1) + 100), len(floor))
     mains = 2 * np.pi * rng.choice([50, 60]) * np.arange(len(wave), dtype=np.float32) / SAMPLE_RATE
     floor = floor / floor.std() + rng.choice([0, 1]) * rng.uniform(0, 1.5) * (np.sin(mains) + 0.5 * np.sin(3 * mains))
-    return (wave + floor * decibels(-20 + rng.uniform(-65, -32))).astype(np.float32)
+    return (wave + floor * decibels(-20 + rng.uniform(-65, -28))).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -511,7 +518,7 @@ class Band:
         self.hat = rng.choice(["hat", "hat", "shaker", "ride"])
         self.register = dict(comping=rng.integers(55, 65), pad=rng.integers(60, 70)) # MIDI, of the chords' middle
         self.room = rng.uniform(0, 0.2), rng.uniform(0.3, 1.5), rng.uniform(-1.5, 1)       # wet, echo, tilt
-        self.balance = dict(comping=0, pad=rng.uniform(-7, -1), bass=rng.uniform(-7, -2), drums=rng.uniform(-10, -4))
+        self.balance = dict(comping=0, pad=rng.uniform(-7, -1), bass=rng.uniform(-7, -2), drums=rng.uniform(-7, 0))
         self.tightness = rng.uniform(0.001, 0.008)                          # seconds of scatter
 
 
@@ -613,9 +620,9 @@ def play(rng, band, score, seconds):
     lines = {drum: (pick(pattern), gain) for drum, pattern, gain in
              (("kick", style.kick, 1), ("snare", style.snare, 0.8), ("hat", style.hat, 0.35))}
     lines = {drum: line for drum, line in lines.items() if line[0].strip(".")}
-    bass, comping = pick(style.bass), {kind: pick(style.harmony) for kind in ("verse", "chorus", "bridge")}
-    plans = dict(intro=(0.75, 0.5, 0.5), verse=(0.75, 0.8, 0.3), chorus=(1, 1, 0.8),              # force; chance of drums,
-                 bridge=(0.85, 0.7, 1), gap=(0.9, 0.8, 0.5))                                       # chance of a pad
+    bass, comping = pick(style.bass), dict(chorus=score.groove, verse=score.groove, bridge=pick(style.harmony))
+    plans = dict(intro=(0.75, 0.5, 0.5), verse=(0.8, 0.9, 0.3), chorus=(1, 1, 0.8),              # force; chance of drums,
+                 bridge=(0.85, 0.9, 1), gap=(0.9, 0.9, 0.5))                                        # chance of a pad
     plans = {kind: (force, rng.random() < drums, rng.random() < pad) for kind, (force, drums, pad) in plans.items()}
     voicing = {}
     for kind, first, beats in score.sections:
@@ -922,8 +929,8 @@ def main(argv=None):
     add("--seed", type=int, default=0, help="another seed: other songs, or other stems for validation (default: 0)")
     add("--val", type=float, default=0.06, help="stems: share of the singers or songs for validation (default: 0.06)")
     add("--songs", type=int, default=240, help="demo: number of songs, validation included (default: 240)")
-    add("--val-songs", type=int, default=16, help="demo: how many for validation, at most a quarter (default: 16)")
-    add("--seconds", type=float, default=30, help="demo: length of a song in seconds (default: 30)")
+    add("--val-songs", type=int, default=20, help="demo: how many for validation, at most a quarter (default: 20)")
+    add("--seconds", type=float, default=45, help="demo: length of a song in seconds (default: 45)")
     add("--workers", type=int, default=os.cpu_count(), help="demo: processes (default: all cores)")
     args = parser.parse_args(argv)
     try:

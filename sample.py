@@ -28,8 +28,8 @@ try:
 except ImportError:                                                        # Windows counts memory in another way
     resource = None
 
-from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, chroma_of, demand, log_mel,
-                     music_features, onset_envelope, read_audio, resample, vocode, whole_file, writing)
+from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, chroma_of, demand, log_mel, music_features,
+                     onset_envelope, read_audio, resample, stft_distance, whole_file, writing)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def play_along(model, path, folder, args, clock):
             bar = lambda steps: tqdm(steps, desc=title, unit="step", disable=None, leave=False)
             mel = model.sample(mu, expected, args.steps, args.guidance, args.seed + take, bar)
             clock("diffusion")
-            accomp = model.render(mel, gain, rate, len(vocals), progress=bar)
+            accomp = model.render(mel, gain, rate, len(vocals), args.vocoder)
             clock("vocoder")
             number = f"-{take + 1}" if take else ""
             again = command(name, args, take)
@@ -167,7 +167,7 @@ def play_along(model, path, folder, args, clock):
 def command(name, args, take):
     """What makes this take again; stands in the comment field of its files and on the page."""
     options = {"--seed": args.seed + take, "--steps": args.steps, "--guidance": f"{args.guidance:g}",
-               "--checkpoint": os.path.basename(args.checkpoint)}
+               "--vocoder": args.vocoder, "--checkpoint": os.path.basename(args.checkpoint)}
     words = ["python", "sample.py", name, *(word for option in options.items() for word in option)]
     return shlex.join(map(str, words))
 
@@ -275,6 +275,15 @@ def measure(wav, true, cfg, song):
     return result, patches.numpy()
 
 
+def copy_distances(made, true, cfg):
+    """made, true (1, L): the same band, once out of its mel -> dict of what the vocoder lost."""
+    mels = [log_mel(x, cfg) for x in (made, true)]
+    peaks = [mel_onsets.flatten().topk(max(1, mel_onsets.numel() // 100)).values.mean()
+             for mel_onsets in (onset_envelope(mel).mean(1) for mel in mels)]
+    return {"log-STFT distance": stft_distance(made, true).mean().item(), "log-mel L1": F.l1_loss(*mels).item(),
+            "onset sharpness": (peaks[0] / peaks[1]).item()}
+
+
 def frechet(a, b):
     """Frechet distance between two sets of vectors (n, d), each taken as a Gaussian."""
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
@@ -284,7 +293,7 @@ def frechet(a, b):
 
 @torch.no_grad()
 def evaluate(model, folder, args):
-    """Print the table for the validation songs of a prepared set."""
+    """Print the table for the validation songs of a prepared set, at most 30 s of each, and one for the vocoders."""
     cfg = model.cfg
     songs = read_set(folder, "val", cfg.level_dbfs)
     if len(songs) < 2:
@@ -292,20 +301,35 @@ def evaluate(model, folder, args):
 
     def load(song):
         _, pairs, gains = song
-        return torch.from_numpy(pairs[: len(pairs) // model.frame_length * model.frame_length] * gains).T    # (2, L)
+        length = min(len(pairs), 30 * cfg.sample_rate) // model.frame_length * model.frame_length
+        return torch.from_numpy(pairs[:length] * gains).T                  # (2, L)
 
-    rows, patches, seconds, spent = {}, {}, 0.0, 0.0
+    vocoders = ["neural", "griffinlim"] if model.vocoder is not None else ["griffinlim"]
+    if args.vocoder not in vocoders:
+        args.vocoder = "griffinlim"
+    rows, patches, copies, seconds, spent = {}, {}, {}, 0.0, dict(play=0.0, neural=0.0, griffinlim=0.0)
+    def timed(name, function):
+        start = time.perf_counter()
+        result = function()
+        spent[name] += time.perf_counter() - start
+        return result
+
+    def play(vocals):
+        expected, mu = model.condition(vocals[None].to(model.device))
+        mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
+        return mu, model.vocode(model.denormalise(mel), args.vocoder)[0].cpu()
+
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
         vocals, true = load(song)
         other = load(songs[(i + len(songs) // 2) % len(songs)])[1]         # half the set away: not the same singer's song
-        start = time.perf_counter()
-        expected, mu = model.condition(vocals[None].to(model.device))
-        mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
-        sound = lambda log_mel: vocode(log_mel, cfg)[0].cpu()
-        generated = sound(model.denormalise(mel))
-        spent, seconds = spent + time.perf_counter() - start, seconds + len(true) / cfg.sample_rate
-        for row, wav in {"true band": true, "true, Griffin-Lim": sound(log_mel(true[None].to(model.device), cfg)),
-                         "generated": generated, "prior mu alone": sound(model.denormalise(mu)),
+        seconds += len(true) / cfg.sample_rate
+        mu, generated = timed("play", lambda: play(vocals))
+        true_mel = log_mel(true[None].to(model.device), cfg)
+        copy = {name: timed(name, lambda: model.vocode(true_mel, name)).cpu() for name in vocoders}
+        for name, made in copy.items():
+            copies.setdefault(name, []).append(copy_distances(made, true[None], cfg))
+        for row, wav in {"true band": true, "true band's mel": copy[args.vocoder][0],
+                         "generated": generated, "prior mu alone": model.vocode(model.denormalise(mu), args.vocoder)[0].cpu(),
                          "the vocals themselves": vocals, "mismatched (another song's)": other}.items():
             n = min(len(wav), len(true)) // model.frame_length * model.frame_length
             result, some = measure(wav[:n], true[:n], cfg, song[0])
@@ -314,8 +338,8 @@ def evaluate(model, folder, args):
 
     names = list(rows["generated"][0])
     patches = {row: np.concatenate(some) for row, some in patches.items()}
-    print(f"{folder}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}; "
-          "mean and 95 % interval over songs")
+    print(f"{folder}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}, "
+          f"{args.vocoder}; mean and 95 % interval over songs")
     print(f"{'':28s}" + "".join(f"{name:>16s}" for name in names) + f"{'Frechet':>10s}")
     table = {row: np.array([[r[name] for name in names] for r in results]) for row, results in rows.items()}
     for row, values in table.items():
@@ -323,11 +347,15 @@ def evaluate(model, folder, args):
         print(f"{row:28s}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in zip(values.mean(0), half))
               + f"{frechet(patches[row], patches['true band']):10.2f}")
     mean = {row: values.mean(0) for row, values in table.items()}
-    floor, ceiling = mean["mismatched (another song's)"], mean["true, Griffin-Lim"]
+    floor, ceiling = mean["mismatched (another song's)"], mean["true band's mel"]
     for row in ("generated", "prior mu alone", "the vocals themselves"):
         closed = 100 * (mean[row] - floor) / (ceiling - floor)
         print(f"gap closed by {row}: " + ", ".join(f"{name} {c:.0f} %" for name, c in zip(names, closed)))
-    print(f"RTF {spent / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
+    for name, distances in copies.items():
+        means = {key: np.mean([d[key] for d in distances]) for key in distances[0]}
+        print(f"true bands' mels through {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items())
+              + f", {seconds / spent[name]:.0f} times real time")
+    print(f"RTF {spent['play'] / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
 
 
 def main(argv=None):
@@ -342,6 +370,8 @@ def main(argv=None):
                         help="1: none, half the time; more: closer to the voice, less varied (default: 4)")
     parser.add_argument("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
+    parser.add_argument("--vocoder", choices=["neural", "griffinlim"], default="neural",
+                        help="the learnt one, where the weights hold one, or Griffin-Lim (default: neural)")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     parser.add_argument("--page", action="store_true", help="also write OUT/index.html: all takes to listen to and to mix")
     parser.add_argument("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")

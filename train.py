@@ -1,9 +1,11 @@
-"""Train FastSAG on a prepared data set (see prep.py).
+"""Train FastSAG, or its vocoder, on a prepared data set (see prep.py).
 
     python train.py                                        demo songs, demo preset, on whatever device there is
     python train.py --minutes 90                           as much as fits into an evening
     python train.py --resume                               go on where the last run stopped
     python train.py --data data/mine --preset base --steps 200000 --batch-size 32
+    python train.py --data data/mine --start assets/demo.pt --lr 3e-4      fine-tune the shipped weights
+    python train.py --vocoder --start runs/demo/checkpoint.pt --out runs/vocoder     give those weights a vocoder
     torchrun --nproc_per_node=8 train.py --batch-size 128  several GPUs; --batch-size is the sum over all of them
 
 OUT/checkpoint.pt holds everything that sampling and resuming need, OUT/sample.wav what the model plays (left) to a
@@ -23,11 +25,14 @@ from dataclasses import asdict
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from fastsag import (PRESETS, Config, FastSAG, UserError, audio_bytes, demand, fitting, load_checkpoint, pick_device,
-                     save_atomically, whole_file, writing)
+from fastsag import (PRESETS, Config, FastSAG, UserError, Vocoder, audio_bytes, demand, fitting, load_checkpoint, log_mel,
+                     pick_device, save_atomically, stft, stft_distance, whole_file, writing)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -42,17 +47,20 @@ class Songs:
         lengths = np.array([len(pairs) for _, pairs, _ in self.songs], float)
         self.share = lengths / lengths.sum()
 
-    def crops(self, rng, count, length, keep=slice(None)):
-        """`count` random crops -> vocals, accomp (those of them in `keep`, length). Short songs end in silence."""
+    def crops(self, rng, count, length, keep=slice(None), bend=0.0):
+        """`count` random crops -> vocals, accomp (those of them in `keep`, length). Short songs end in silence.
+        bend: play each up to this share faster or slower, voice and band together: other keys, other tempos."""
         picks = rng.choice(len(self.songs), count, p=self.share)
-        places = rng.random(count)
-        out = np.zeros((len(picks[keep]), length, 2), np.float32)
-        for row, pick, place in zip(out, picks[keep], places[keep]):
+        places, speeds = rng.random(count), 1 + bend * rng.uniform(-1, 1, count)
+        out = torch.zeros(len(picks[keep]), 2, length)
+        for row, pick, place, speed in zip(out, picks[keep], places[keep], speeds[keep]):
             _, pairs, gains = self.songs[pick]
-            start = int(place * max(0, len(pairs) - length + 1))
-            crop = pairs[start: start + length]
-            row[: len(crop)] = crop * gains
-        return torch.from_numpy(out).unbind(-1)
+            n = round(length * speed / 2048) * 2048 if bend else length    # lengths with small factors: a fast FFT
+            start = int(place * max(0, len(pairs) - n + 1))
+            crop = torch.zeros(2, n)
+            crop[:, : len(pairs) - start] = torch.from_numpy((pairs[start: start + n] * gains).T)
+            row.copy_(torch.fft.irfft(torch.fft.rfft(crop)[:, : length // 2 + 1], n=length) * (length / n) if bend else crop)
+        return out.unbind(1)
 
 
 def augment(vocals, generator, batch_size, mine=slice(None)):
@@ -67,8 +75,66 @@ def augment(vocals, generator, batch_size, mine=slice(None)):
         decibels = decibels + 12 * (rand() - 0.5) * torch.exp(-((octaves - centre) / width).square())
     decibels = decibels - 40 * (octaves - 2 - 2 * rand()).clamp(min=0)         # a low-pass between 4 and 16 kHz
     noise = torch.randn(batch_size, L, generator=generator, device=device)[mine]
-    noise = noise * 10 ** (-(50 + 40 * rand()) / 20)                       # -50 to -90 dBFS; the voice is at -20
-    return torch.fft.irfft(torch.fft.rfft(vocals) * 10 ** (decibels / 20), n=L) + noise
+    noise = noise * 10 ** (-(45 + 45 * rand()) / 20)                       # -45 to -90 dBFS; the voice is at -20
+    return torch.fft.irfft(torch.fft.rfft(vocals + noise) * 10 ** (decibels / 20), n=L)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The vocoder's losses: mel and spectra are to be right; then small discriminators tell what they miss
+
+
+class Judge(nn.Module):
+    """Looks at a spectrogram of one resolution and says, patch by patch, whether it is real (above 0) or made (UnivNet,
+    Jang et al. 2021). Returns what its layers see; the last of them is the verdict."""
+
+    def __init__(self, n_fft, c=16):
+        super().__init__()
+        self.n_fft = n_fft
+        self.layers = nn.ModuleList([
+            nn.Conv2d(1, c, (7, 3), stride=(2, 1), padding=(3, 1)), nn.Conv2d(c, 2 * c, (5, 3), stride=(2, 1), padding=(2, 1)),
+            nn.Conv2d(2 * c, 2 * c, (5, 3), stride=(2, 2), padding=(2, 1)), nn.Conv2d(2 * c, 1, 3, padding=1)])
+
+    def forward(self, wav):                                                # (B, L)
+        x, seen = (stft(wav, self.n_fft, self.n_fft // 4).abs() + 1e-3).log()[:, None] / 2, []
+        for layer in self.layers:
+            seen.append(layer(F.leaky_relu(x, 0.1) if seen else x))
+            x = seen[-1]
+        return seen
+
+
+class VocoderTask(nn.Module):
+    """A vocoder in training. forward() returns losses of both sides, so that one optimiser and one backward do: the judges
+    look at a copy of the made sound that carries no gradient back, the vocoder faces judges whose weights stand still."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.cfg = model, model.cfg
+        self.judges = nn.ModuleList([Judge(n_fft) for n_fft in (512, 1024, 2048)])
+
+    def draw(self, batch, frames, generator):
+        rand = lambda *shape: torch.rand(*shape, generator=generator, device=generator.device)
+        return {"mix": rand(batch, 1), "blur": rand(batch, 1, 1),
+                "noise": torch.randn(batch, self.cfg.n_mels, frames, generator=generator, device=generator.device)}
+
+    def forward(self, vocals, accomp, draw, adversarial=True):
+        """vocals, accomp (B, L) -> {name: weighted loss}. Of four clips two are bands, one is a voice and one is both. Their
+        mels are blurred and made noisy, a little or not at all, because the diffusion's mels are."""
+        mix = draw["mix"]
+        wav = torch.where(mix < 0.5, accomp, torch.where(mix < 0.75, vocals, 0.7 * (vocals + accomp)))
+        mel = log_mel(wav, self.cfg)
+        amount = (2 * draw["blur"] - 1).clamp(min=0)
+        rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.5 * amount)
+        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"])
+        losses = {"mel": 2 * F.l1_loss(log_mel(made, self.cfg), mel),
+                  "stft": stft_distance(made, wav).mean()}
+        for judge in self.judges if adversarial else ():                   # hinge losses (Lim & Ye 2017), feature matching
+            still = {name: weight.detach() for name, weight in judge.named_parameters()}
+            real, fake, faced = judge(wav), judge(made.detach()), functional_call(judge, still, made)
+            near = sum(F.l1_loss(a, b.detach()) for a, b in zip(faced[:-1], real[:-1]))
+            for name, loss in dict(judge=(1 - real[-1]).relu().mean() + (1 + fake[-1]).relu().mean(),
+                                   fool=-0.1 * faced[-1].mean(), match=0.2 * near).items():
+                losses[name] = losses.get(name, 0) + loss
+        return losses
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -76,17 +142,34 @@ def augment(vocals, generator, batch_size, mine=slice(None)):
 
 
 @torch.no_grad()
-def validate(model, songs, length, sigmas=(0.05, 0.2, 0.6, 2.0), count=16):
-    """The three losses on fixed crops, the diffusion loss at fixed noise levels -> {name: value}."""
+def validate(model, songs, length, vocoder, sigmas=(0.05, 0.2, 0.6, 2.0), count=16):
+    """The three losses on fixed crops, the diffusion loss at fixed noise levels; or the vocoder's distances, on bands."""
     vocals, accomp = (wav.to(model.device) for wav in songs.crops(np.random.default_rng(0), count, length))
+    if vocoder:
+        mel = log_mel(accomp, model.cfg)
+        made = model.vocoder(mel)
+        return {"log-mel L1": F.l1_loss(log_mel(made, model.cfg), mel).item(), "stft": stft_distance(made, accomp).mean().item()}
     result = {}
+    draw = model.draw(count, length // model.cfg.hop_length, torch.Generator(model.device).manual_seed(0))
+    draw.update(keep=torch.ones_like(draw["keep"]), hear=torch.ones_like(draw["hear"]))
     for sigma in sigmas:
-        draw = model.draw(count, length // model.cfg.hop_length, torch.Generator(model.device).manual_seed(0))
-        draw.update(sigma=torch.full_like(draw["sigma"], sigma), keep=torch.ones_like(draw["keep"]))
-        losses = model(vocals, accomp, draw)
+        losses = model(vocals, accomp, {**draw, "sigma": torch.full_like(draw["sigma"], sigma)})
         result[f"diffusion {sigma}"] = losses["diffusion"].mean()
     result.update(semantic=losses["semantic"], prior=losses["prior"])
     return {name: float(value) for name, value in result.items()}
+
+
+@torch.no_grad()
+def listen(model, songs, length, vocoder):
+    """A stereo example (L, 2) at 24 kHz: what the model plays (left) to a validation song's voice (right), or what the
+    vocoder makes (left) of a band's mel (right: the band)."""
+    vocals, accomp = songs.crops(np.random.default_rng(1), 1, length)
+    if vocoder:
+        made = model.vocode(log_mel(accomp.to(model.device), model.cfg))[0].cpu()
+        return torch.stack([made, accomp[0]], 1).clamp(-1, 1).numpy()
+    if not vocals.any():                                                   # a crop may fall into a rest
+        return np.zeros((length, 2), np.float32)
+    return np.stack([model.accompany(vocals[0], Config.sample_rate), vocals[0]], 1).clip(-1, 1)
 
 
 def main(argv=None):
@@ -97,12 +180,15 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=20000, help="training steps, the length of the schedule (default: 20000)")
     parser.add_argument("--minutes", type=float, help="train this long, whatever the number of steps")
     parser.add_argument("--batch-size", type=int, default=16, help="clips per step, all processes together (default: 16)")
-    parser.add_argument("--crop", type=float, default=10.92, help="seconds per clip (default: 10.92, 1024 mel frames)")
+    parser.add_argument("--accumulate", type=int, default=1, help="take a batch in so many parts, to save memory (default: 1)")
+    parser.add_argument("--crop", type=float, help="seconds per clip (default: 10.92, 1024 mel frames; for the vocoder 0.68)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: 1e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
     parser.add_argument("--every", type=int, default=250, help="steps between validations, samples and saves (default: 250)")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
+    parser.add_argument("--start", metavar="WEIGHTS", help="begin with these instead of at random, as with assets/demo.pt")
+    parser.add_argument("--vocoder", action="store_true", help="train the vocoder instead, leave the rest as it is in --start")
     args = parser.parse_args(argv)
     try:
         train(args)
@@ -119,12 +205,14 @@ def main(argv=None):
 def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
-    demand((args.batch_size >= 1 and args.batch_size % world == 0,
-            f"--batch-size {args.batch_size}: must be a positive multiple of the {world} processes"),
+    args.crop = args.crop or (0.68 if args.vocoder else 10.92)
+    demand((args.accumulate >= 1, f"--accumulate {args.accumulate}: must be at least 1"),
+           (args.batch_size >= 1 and args.batch_size % (world * args.accumulate) == 0,
+            f"--batch-size {args.batch_size}: must be a positive multiple of {world} processes x {args.accumulate} parts"),
            (args.steps >= 1, f"--steps {args.steps}: must be at least 1"),
            (args.every >= 1, f"--every {args.every}: must be at least 1"),
            (args.minutes is None or args.minutes > 0, f"--minutes {args.minutes}: must be positive"),
-           (args.crop >= 2, f"--crop {args.crop:g}: must be at least 2 seconds"),
+           (args.crop >= 0.5, f"--crop {args.crop:g}: must be at least 0.5 seconds"),
            (args.lr > 0, f"--lr {args.lr:g}: must be positive"))
     device = pick_device(args.device)
     if device.type == "cuda":
@@ -138,13 +226,21 @@ def train(args):
     # misses nothing, and N processes that share a batch train exactly as one would.
     songs, val_songs = Songs(args.data, "train"), Songs(args.data, "val")
     torch.manual_seed(args.seed)
-    model = FastSAG(PRESETS[args.preset]).to(device)
+    path = f"{args.out}/checkpoint.pt"
+    source = path if args.resume else args.start
+    model = (FastSAG.load(source, args.device).train() if source else FastSAG(PRESETS[args.preset])).to(device)
     length = round(args.crop * Config.sample_rate / model.frame_length) * model.frame_length
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
+    if args.vocoder:
+        model.requires_grad_(False)
+        model.vocoder = (model.vocoder or Vocoder(model.cfg)).to(device).requires_grad_(True)
+    elif model.vocoder is not None:
+        model.vocoder.requires_grad_(False)                                # stays as it is
+    task = VocoderTask(model).to(device) if args.vocoder else model        # what has the losses
+    trained = [weight for weight in task.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     step, seconds = 0, 0.0                                                 # done so far, resumed runs included
-    path = f"{args.out}/checkpoint.pt"
-    settings = {name: getattr(args, name) for name in ("preset", "batch_size", "crop", "lr", "seed")}
+    settings = {name: getattr(args, name) for name in ("preset", "batch_size", "crop", "lr", "seed", "vocoder")}
     if args.resume:
         checkpoint = load_checkpoint(path)
         if "optimizer" not in checkpoint:
@@ -152,7 +248,7 @@ def train(args):
         with fitting(path):
             if checkpoint["settings"] != settings:
                 raise UserError(f"{path} was trained with {checkpoint['settings']}; --resume needs the same, not {settings}")
-            model.load_state_dict(checkpoint["model"])
+            task.load_state_dict(checkpoint["model"])
             ema.load_state_dict(checkpoint["ema"])
             optimizer.load_state_dict(checkpoint["optimizer"])
             step, seconds = checkpoint["step"], checkpoint["seconds"]
@@ -161,7 +257,7 @@ def train(args):
     if device.type == "cuda":
         for part in (model.semantic, model.prior, model.unet):
             part.compile()
-    parallel = DistributedDataParallel(model) if world > 1 else model
+    parallel = DistributedDataParallel(task, find_unused_parameters=args.vocoder) if world > 1 else task
 
     def say(line):
         if rank == 0:
@@ -170,14 +266,14 @@ def train(args):
     hours = sum(len(pairs) for _, pairs, _ in songs.songs) / Config.sample_rate / 3600
     reason = " (no GPU found)" if device.type == "cpu" and args.device == "auto" else ""
     say(f"device {device}{reason}, {world} process(es); "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; {len(songs.songs)} songs, {hours:.2f} hours")
+        f"{sum(p.numel() for p in trained) / 1e6:.2f} M parameters to train; {len(songs.songs)} songs, {hours:.2f} hours")
 
     def load(step):
-        return songs.crops(np.random.default_rng([args.seed, step]), args.batch_size, length, mine)
+        return songs.crops(np.random.default_rng([args.seed, step]), args.batch_size, length, mine, bend=0.06)
 
     def save():
         if rank == 0:
-            save_atomically({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": model.state_dict(),
+            save_atomically({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": task.state_dict(),
                              "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds, "settings": settings}, path)
 
     began, recent = time.time() - seconds, []
@@ -204,14 +300,19 @@ def train(args):
             vocals, accomp = (wav.to(device, non_blocking=True) for wav in batch.result())
             batch = reader.submit(load, step + 1)
             generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step)
-            draw = model.draw(args.batch_size, length // model.cfg.hop_length, generator)
+            draw = task.draw(args.batch_size, length // model.cfg.hop_length, generator)
             draw = {name: value[mine] for name, value in draw.items()}
-            vocals = augment(vocals, generator, args.batch_size, mine)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                losses = parallel(vocals, accomp, draw)
-                loss = losses["semantic"] + losses["prior"] + losses["diffusion"].mean()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            vocals, losses = augment(vocals, generator, args.batch_size, mine), {}
+            for part in range(args.accumulate):
+                rows = slice(part, None, args.accumulate)
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    # the judges come in for the last third, when the vocoder has learnt the rough of it
+                    some = parallel(vocals[rows], accomp[rows], {name: value[rows] for name, value in draw.items()},
+                                    *[share > 2 / 3] * args.vocoder)
+                some = {name: loss.mean() / args.accumulate for name, loss in some.items()}
+                sum(some.values()).backward()
+                losses = {name: losses.get(name, 0) + loss.detach() for name, loss in some.items()}
+            norm = nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
@@ -221,11 +322,11 @@ def train(args):
                 torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
-            parts = losses["semantic"], losses["prior"], losses["diffusion"].mean(), norm
-            recent.append(torch.stack([loss, *parts]).detach())
+            recent.append({"loss": sum(losses.values()), "norm": norm, **losses})
             bar.update()
             if step % 25 == 0 or step % args.every == 0 or share >= 1:
-                table = torch.stack(recent)
+                names = list(recent[-1])
+                table = torch.stack([torch.stack([row.get(name, torch.zeros_like(norm)) for name in names]) for row in recent])
                 if world > 1:
                     dist.all_reduce(table)
                     table /= world
@@ -233,24 +334,22 @@ def train(args):
                 if len(bad):
                     raise UserError(f"the loss was NaN or infinite at step {step - len(recent) + 1 + bad[0].item()}; "
                                     f"lower --lr ({args.lr:g}) and --resume from the last save")
-                total, semantic, prior, diffusion, norm = table.mean(0).tolist()
+                total, norm, *parts = table.mean(0).tolist()
                 now = time.time() - began
                 rate = len(recent) * args.batch_size * length / Config.sample_rate / (now - seconds)
                 seconds, recent = now, []
                 bar.set_postfix_str(f"loss {total:.3f}, lr {lr:.1e}, {rate:.0f} s of audio/s")
-                say(f"step {step:6d}  loss {total:.4f} (semantic {semantic:.4f}, prior {prior:.4f}, "
-                    f"diffusion {diffusion:.4f})  norm {norm:.2f}  lr {lr:.1e}  {now / 60:.1f} min  {rate:.0f} s of audio/s")
+                parts = ", ".join(f"{name} {value:.4f}" for name, value in zip(names[2:], parts))
+                say(f"step {step:6d}  loss {total:.4f} ({parts})  norm {norm:.2f}  lr {lr:.1e}  {now / 60:.1f} min  "
+                    f"{rate:.0f} s of audio/s")
             if step % args.every == 0 or share >= 1:
                 save()
                 if rank == 0:
-                    losses = validate(ema, val_songs, length)
+                    losses = validate(ema, val_songs, length, args.vocoder)
                     say(f"step {step:6d}  validation: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
-                    vocals, _ = val_songs.crops(np.random.default_rng(1), 1, length)
-                    if vocals.any():                                       # a crop may fall into a rest
-                        accomp = ema.accompany(vocals[0], Config.sample_rate)
-                        stereo = np.stack([accomp, vocals[0]], 1).clip(-1, 1)
-                        with whole_file(f"{args.out}/sample.wav") as file:
-                            file.write(audio_bytes(stereo, Config.sample_rate, f"step {step}, left: accompaniment"))
+                    example = listen(ema, val_songs, max(length, 64 * model.frame_length), args.vocoder)
+                    with whole_file(f"{args.out}/sample.wav") as file:
+                        file.write(audio_bytes(example, Config.sample_rate))
     say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; "
         f"listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
