@@ -121,7 +121,8 @@ def audio_bytes(wav, sample_rate, comment="", kind="WAV"):
     buffer = io.BytesIO()
     channels = wav.shape[1] if wav.ndim == 2 else 1
     with soundfile.SoundFile(buffer, "w", sample_rate, channels, "PCM_16", format=kind) as file:
-        file.comment = comment
+        if comment:
+            file.comment = comment
         file.write(wav)
     return buffer.getvalue()
 
@@ -131,9 +132,8 @@ def writing(path):
     """Around whatever writes: a full disk or a folder without rights becomes a UserError about `path`."""
     try:
         yield
-    except (OSError, RuntimeError) as e:                                   # a full disk is a RuntimeError to torch.save
-        reason = getattr(e, "strerror", "torch.save failed")
-        raise UserError(f"{path} cannot be written ({reason}); is the disk full, or the folder not yours?") from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be written ({e.strerror}); is the disk full, or the folder not yours?") from None
 
 
 @contextmanager
@@ -811,7 +811,10 @@ def bfloat16_pays(device):
 def save_atomically(checkpoint, path):
     """torch.save; the old file or the new one, never half of one. Raises UserError."""
     with whole_file(path) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError:                                               # what a full disk is to torch
+            raise OSError(None, "torch.save failed") from None
 
 
 def load_checkpoint(path):

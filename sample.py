@@ -2,6 +2,7 @@
 
     python sample.py vocals.wav                         -> out/vocals/accompaniment.wav, mix.wav, mel.png
     python sample.py a.wav b.flac --takes 3 --seed 7    several songs, three different accompaniments each
+    python sample.py vocals.wav --page                  also out/index.html: listen, mix voice and band, see the pictures
     python sample.py --evaluate data/demo               how good is it? A table over a set's validation songs
 
 The accompaniment is as loud as the voice, at the voice's sample rate (24 kHz if that is higher). The last line tells where

@@ -69,7 +69,9 @@ def music(length, hop=8192):
 def random_model():
     """Layers that start at zero would hide what lies behind them: give every weight some noise."""
     torch.manual_seed(0)
-    model = FastSAG(TINY).eval().requires_grad_(False)
+    model = FastSAG(TINY).eval()
+    model.vocoder = fastsag.Vocoder(TINY)
+    model.requires_grad_(False)
     for weight in model.parameters():
         weight.add_(0.05 * torch.randn_like(weight))
     return model
@@ -100,7 +102,7 @@ def tiny_set(tmp_path_factory):
 # (r, nz[0], nz[-1], f[r].argmax()): (f[r].max(), f[r].sum(), f[r][nz[0]])
 LIBROSA_ROWS = {
     (0, 1, 2, 1): (0.0205665473, 0.0386789087, 0.0205665473), (14, 21, 23, 22): (0.0214996058, 0.0396119665, 0.0171793027),
-    (50, 87, 92, 90): (0.0128076775, 0.0424453272, 0.0011888323), (99, 478, 511, 494): (0.0024073846, 0.0426487352, 6.39257e-5)}
+    (50, 87, 92, 90): (0.0128076775, 0.0424453272, 0.0011888323), (99, 478, 511, 494): (0.00240738, 0.0426487, 0.0000639)}
 # With wave as below in numpy float64: s = librosa.stft(numpy.pad(wave, 384, mode="reflect"), n_fft=1024, hop_length=256,
 # center=False); numpy.log(numpy.maximum(f @ numpy.sqrt(s.real ** 2 + s.imag ** 2 + 1e-9), 1e-5))[bin, frame]
 LIBROSA_LOG_MEL = {(0, 0): 0.57743, (0, 95): -3.45546, (10, 50): -5.48351, (20, 10): 0.35458, (48, 5): -11.51293,
@@ -256,7 +258,7 @@ def test_samples_of_two_point_data_land_on_the_points():
 
 def test_one_pair_can_be_learnt_by_heart(frames=64):
     torch.manual_seed(0)
-    model = FastSAG(replace(TINY, channels=(48, 32, 32), cond_drop=0.0))
+    model = FastSAG(replace(TINY, channels=(48, 32, 32), cond_drop=0.0, input_drop=0.0))
     vocals = music(frames * 256)[None]
     accomp = (music(frames * 256, 4096).roll(2000) + sine(110, frames * 256 / RATE, amplitude=0.1))[None]
     optimizer, generator = torch.optim.AdamW(model.parameters(), lr=4e-3), torch.Generator().manual_seed(0)
@@ -284,19 +286,14 @@ def test_one_pair_can_be_learnt_by_heart(frames=64):
 
 # Sound
 
-def test_griffin_lim_rebuilds_a_mel_and_joins_pieces_without_a_seam():
-    wav = (music(600 * 256, 6000) + sine(220, 600 * 256 / RATE, amplitude=0.1))[None]
-    mel = fastsag.log_mel(wav, CFG)
+def test_griffin_lim_rebuilds_a_mel_and_the_vocoder_works_in_pieces_without_a_seam():
+    mel = fastsag.log_mel((music(600 * 256, 6000) + sine(220, 600 * 256 / RATE, amplitude=0.1))[None], CFG)
     off = [(fastsag.log_mel(fastsag.griffin_lim(mel, CFG, iterations=n), CFG) - mel).abs().mean() for n in (0, 32)]
-    assert off[1] < 0.55 and off[1] < 0.6 * off[0], f"log-mel L1: {off[0]:.3f} with random phases, {off[1]:.3f} after 32 rounds"
-    joined = fastsag.vocode(mel, CFG, piece=256, overlap=96)
-    assert joined.shape == wav.shape
-    close(fastsag.vocode(mel[..., :256], CFG), fastsag.griffin_lim(mel[..., :256], CFG), 0, "one piece")
-    off, bend = (fastsag.log_mel(joined, CFG) - mel)[0].abs().mean(0), joined[0].diff(n=2).square()
-    for begin, end in ((160, 256), (320, 416), (480, 576)):                # frames where a new piece fades in
-        assert off[begin:end].mean() < 1.25 * off.mean(), (begin, off[begin:end].mean(), off.mean())
-        jumps = [bend[edge * 256 - 8: edge * 256 + 8].mean() / bend.mean() for edge in (begin, end)]
-        assert max(jumps) < 5, f"frames {begin} and {end}: second differences {jumps} times as strong as on average"
+    assert off[1] < 0.55 and off[1] < 0.6 * off[0], f"log-mel L1: {off[0]:.3f} with random phases, then {off[1]:.3f}"
+    vocoder = random_model().vocoder
+    close(vocoder.long(mel, piece=256), vocoder(mel), 1e-4, "pieces")
+    seam = (vocoder.long(mel, piece=256, halo=0) - vocoder(mel)).abs().max()
+    assert seam > 1e-2, f"without a halo the difference is only {seam:.3g}: this test could not fail"
 
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_loaded_weights_play_what_the_seed_says_as_long_and_as_loud_as_the_voice(rate, checkpoint, tmp_path):
@@ -358,7 +355,7 @@ def test_demo_songs_keep_their_promises(tiny_set):
 STEMS = {                                                                  # file: its channels; "-" is silence
     "musdb18": {"a/vocals.wav": "v v", "a/drums.wav": "d d", "a/bass.wav": "b", "a/other.wav": "o o", "a/mixture.wav": "- -"},
     "mixture": {"a/vocals.wav": "v", "a/mixture.wav": "vdbo"},
-    "demucs": {"a/vocals.flac": "v", "a/no_vocals.flac": "dbo", "b/vocals.wav": "", "b/no_vocals.wav": "dbo"},
+    "demucs": {"a/vocals.flac": "v", "a/no_vocals.flac": "dbo", "b/vocals.wav": "v", "b/no_vocals.wav": ""},
     "pairs": {"My_vocals.wav": "v", "My_accompaniment.wav": "dbo"},
     "mir-1k": {"singer_1_01.wav": "dbo v"},
     "no files": {}, "lone vocals": {"vocals.wav": "v"}, "silent band": {"vocals.wav": "v", "no_vocals.wav": "-"}}
@@ -372,14 +369,15 @@ def test_stems_end_up_in_their_columns_or_nothing_is_left_behind(kind, tmp_path,
     (tmp_path / "in").mkdir()
     for (name, channels), rate in zip(STEMS[kind].items(), (44100, 16000, 48000, 22050, 24000)):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
-        wav = [sum(stems.get(part, 0 * t) for part in parts) for parts in channels.split()] or [t[:0]]
-        soundfile.write(tmp_path / "in" / name, fastsag.resample(torch.tensor(np.array(wav)), RATE, rate).T, rate)
+        wav = [sum(stems.get(part, 0 * t) for part in parts) for parts in channels.split()] or [0 * t[:1]]
+        wav = fastsag.resample(torch.tensor(np.array(wav)), RATE, rate).T
+        soundfile.write(tmp_path / "in" / name, wav, rate if channels else 5)            # a rate that is no audio
     status = prep.main([str(tmp_path / "in"), "--out", str(tmp_path / "set")])
     out, err = capsys.readouterr()
     if kind in ("no files", "lone vocals", "silent band"):
         assert status == 2 and "Traceback" not in err and os.listdir(tmp_path) == ["in"]
         return
-    assert status == 0 and ("skipped: 1" in out and "b/vocals.wav" in err) == (kind == "demucs"), (out, err)
+    assert status == 0 and ("skipped: 1" in out and "b/no_vocals.wav" in err) == (kind == "demucs"), (out, err)
     songs = read_set(tmp_path / "set")                                     # one song: its last 3 s are for validation
     assert [song["split"] for song, _ in songs] == ["train", "val"] and math.isfinite(songs[1][0]["vocals_dbfs"])
     vocals, accomp = np.concatenate([pair for _, pair in songs]).T
@@ -449,8 +447,8 @@ def in_child(main, args, log, disk):
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
     torch.set_num_threads(1)
-    save, torch.save, train.validate = torch.save, save_slowly, lambda *_: {}
-    FastSAG.accompany = lambda self, vocals, rate: vocals.numpy()
+    save, torch.save = torch.save, save_slowly
+    train.validate, train.listen = lambda *_: {}, lambda *_: np.zeros((9, 2))
     sys.exit(main(args))
 
 def start(main, args, log, condition=lambda: True, disk=10 ** 9):
@@ -635,7 +633,7 @@ def test_evaluation_prints_its_table_with_the_ceiling_above_the_floor(tiny_set, 
     out = capsys.readouterr().out
     rows = {line[:28].strip(): line[28:].split("±")[0] for line in out.splitlines() if "±" in line}
     assert "generated" in rows and float(rows["true band"]) == pytest.approx(1, abs=0.002)
-    assert float(rows["true band"]) > float(rows["true, Griffin-Lim"]) > float(rows["mismatched (another song's)"]), out
+    assert float(rows["true band"]) > float(rows["true band's mel"]) > float(rows["mismatched (another song's)"]), out
 
 def test_a_script_starts_without_standard_input_or_umlauts_on_the_terminal(tmp_path, checkpoint):
     soundfile.write(tmp_path / "-ü 🎤.wav", singing(), 16000)              # nor is this file an option
