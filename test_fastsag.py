@@ -445,6 +445,7 @@ def in_child(main, args, log, disk):
             time.sleep(0.1)
 
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)               # ignored where tests run in the background
     resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
     torch.set_num_threads(1)
     save, torch.save = torch.save, save_slowly
