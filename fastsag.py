@@ -239,19 +239,19 @@ def music_features(wav, mel, cfg):
 
 
 @lru_cache
-def pulse_filterbank(frame_rate, per_octave=32, octaves=3, slowest=0.9, taps=257):
-    """(2 * 96, 1, taps): cosines, then sines, of 0.9 to 7.2 Hz (54 to 432 per minute) under a Hann window of 11 s."""
+def pulse_filterbank(frame_rate, per_octave, octaves=3, slowest=0.9, taps=513):
+    """(2 * octaves * per_octave, 1, taps): cosines, then sines, of 0.9 to 7.2 Hz (54 to 432 per minute), 22 s long."""
     freqs = slowest * 2 ** (torch.arange(per_octave * octaves) / per_octave)
     angle = 2 * math.pi * freqs[:, None] * (torch.arange(taps) - taps // 2) / frame_rate
     return (torch.cat([angle.cos(), angle.sin()]) * torch.hann_window(taps, periodic=False))[:, None]
 
 
-def pulses(mel, cfg, per_octave=32):
+def pulses(mel, cfg, per_octave=96):
     """log-mel (B, M, T) -> (B, 6, T/4): the beat that the onsets suggest, half of it and a quarter, as cosine and sine.
 
     Singers sing early, late and between the beats; what stays is a period. So correlate the onset envelope with waves of
     every tempo (Grosche & Mueller 2011, predominant local pulse) and choose, frame by frame, the beat that fits best
-    together with its halves and quarters over 11 s. A network can learn this too, but takes thousands of steps for it."""
+    together with its halves and quarters over 44 s. A network can learn this too, but takes thousands of steps for it."""
     envelope = onset_envelope(mel).mean(1, keepdim=True)                   # (B, 1, T/4)
     envelope = envelope - F.avg_pool1d(envelope, 49, 1, padding=24, count_include_pad=False)
     bank = pulse_filterbank(cfg.sample_rate / cfg.hop_length / PATCH, per_octave).to(mel.device)
@@ -260,7 +260,7 @@ def pulses(mel, cfg, per_octave=32):
     energy = F.avg_pool1d(envelope.square(), 2 * reach + 1, 1, reach) * (2 * reach + 1)     # coherence: 0 to 1
     waves = (waves / (energy.sqrt() * reach ** 0.5 + 1e-3)).unflatten(1, (2, 3, per_octave))  # cos or sin; level; tempo
     power = waves.square().sum((1, 2))                                                       # a beat and its divisions
-    power = F.avg_pool1d(power, 2 * reach + 1, 1, reach)                                     # (B, tempo, T/4)
+    power = F.avg_pool1d(power, 1025, 1, 512)                              # (B, tempo, T/4): tempos change slowly
     best = power.argmax(1)[:, None, None, None].expand(-1, 2, 3, -1, -1)
     return 12 * waves.gather(3, best).flatten(1, 3)
 
