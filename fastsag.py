@@ -730,9 +730,9 @@ def sigma_steps(steps, cfg):
 
 
 def solve(denoise, x, sigmas, progress=lambda steps: steps):
-    """From x, which holds noise of sigmas[0], to a sample: DPM-Solver++(2M), Algorithm 2 of Lu et al., in EDM's terms (alpha = 1, so lambda = -ln sigma): x falls towards
-    D_x exponentially in lambda, and D_x is extrapolated in a straight line through the last two evaluations.
-    One evaluation per step; the last step, to sigma = 0, lands on D_x itself."""
+    """From x, which holds noise of sigmas[0], to a sample. DPM-Solver++(2M), Algorithm 2 of Lu et al., in EDM's terms
+    (alpha = 1, so lambda = -ln sigma): x falls towards D_x exponentially in lambda, and D_x is extrapolated in a straight
+    line through the last two evaluations. One evaluation per step; the last one, to sigma = 0, lands on D_x itself."""
     previous = None
     for i in progress(range(len(sigmas) - 1)):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
