@@ -487,39 +487,51 @@ def stft_distance(a, b):
 
 
 def match_mel(spec, log_mel, cfg):
-    """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): one
-    multiplicative update, as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
+    """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): a multiplicative
+    update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
     have = filters @ (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
-    return spec * ((filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8))
+    return spec * (filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8))
 
 
 class Vocoder(nn.Module):
     """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
-    around it; the mel has the last word about how loud each band is, before the inverse STFT and once more after it."""
+    around it. The mel has the last word about how loud each band is: five times, for each inverse STFT moves it again.
+
+    A steady tone has the same mel in every frame, but its phase moves on. Something must tell the frames apart: phases are
+    given relative to each bin's own rotation, i^(k t), and clocks of up to 128 frames let tones between the bins drift."""
 
     def __init__(self, cfg):
         super().__init__()
         self.cfg, C = cfg, cfg.vocoder_dim
-        self.embed = nn.Conv1d(cfg.n_mels, C, 7, padding=3)
+        self.embed = nn.Conv1d(cfg.n_mels + 10, C, 7, padding=3)
         self.blocks = nn.Sequential(*[ConvNeXtBlock(C) for _ in range(cfg.vocoder_layers)], ChannelNorm(C))
         self.out = nn.Conv1d(C, cfg.n_fft + 2, 1)
 
-    def forward(self, mel):
+    def forward(self, mel, start=0):
+        """start: which frame of its song mel begins with, an integer or integers (B, 1, 1)."""
         cfg = self.cfg
+        time = start + torch.arange(mel.shape[-1], device=mel.device).expand(len(mel), 1, -1)             # (B, 1, T)
+        clock = 2 * math.pi * time / torch.tensor([[8], [16], [32], [64], [128]], device=mel.device)      # (B, 5, T)
         x = (mel - cfg.mel_mean) * (cfg.sigma_data / cfg.mel_std)
-        log_magnitude, phase = self.out(self.blocks(self.embed(x))).float().chunk(2, 1)
+        x = self.embed(torch.cat([x, clock.cos(), clock.sin()], 1))
+        log_magnitude, phase = self.out(self.blocks(x)).float().chunk(2, 1)
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
-        spec = match_mel(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), mel, cfg)
-        spec = stft(istft(spec, cfg.n_fft, cfg.hop_length), cfg.n_fft, cfg.hop_length)
-        return istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
+        turns = time * torch.arange(phase.shape[1], device=mel.device)[:, None] % 4                       # quarter turns
+        phase = phase + math.pi / 2 * turns
+        spec, last = torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), None
+        for _ in range(5):
+            wav = istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
+            ahead = wav if last is None else wav + 0.5 * (wav - last)      # momentum, as in griffin_lim
+            spec, last = stft(ahead, cfg.n_fft, cfg.hop_length), wav
+        return wav
 
-    def long(self, mel, piece=1024, halo=64):
+    def long(self, mel, piece=1024, halo=128):
         """The same for a song, in pieces of 11 s with more to either side than the network sees: no seam exists."""
         hop, wavs = self.cfg.hop_length, []
         for start in range(0, mel.shape[-1], piece):
             a = max(0, start - halo)
-            wav = self(mel[..., a: start + piece + halo])
+            wav = self(mel[..., a: start + piece + halo], a)
             wavs.append(wav[:, (start - a) * hop: (start - a + piece) * hop])
         return torch.cat(wavs, 1)
 

@@ -65,8 +65,9 @@ class Songs:
 
 
 def augment(vocals, generator, batch_size, mine=slice(None)):
-    """Another microphone and level for each voice: (B, L) -> (B, L). The band stays as it is. What is random is drawn for
-    the whole batch, of which `vocals` are the rows `mine`, so that it does not depend on the number of processes."""
+    """Another microphone and level for each voice: (B, L) -> (B, L). The band stays as it is, except for the vocoder, which
+    is to know more than one studio. What is random is drawn for the whole batch, of which `vocals` are the rows `mine`, so
+    that it does not depend on the number of processes."""
     L, device = vocals.shape[-1], vocals.device
     rand = lambda: torch.rand(batch_size, 1, generator=generator, device=device)[mine]
     octaves = torch.log2(torch.linspace(0, Config.sample_rate / 2, L // 2 + 1, device=device) / 1000 + 0.02)
@@ -114,7 +115,7 @@ class VocoderTask(nn.Module):
 
     def draw(self, batch, frames, generator):
         rand = lambda *shape: torch.rand(*shape, generator=generator, device=generator.device)
-        return {"mix": rand(batch, 1), "blur": rand(batch, 1, 1),
+        return {"mix": rand(batch, 1), "blur": rand(batch, 1, 1), "start": (128 * rand(batch, 1, 1)).long(),
                 "noise": torch.randn(batch, self.cfg.n_mels, frames, generator=generator, device=generator.device)}
 
     def forward(self, vocals, accomp, draw, adversarial=True):
@@ -125,7 +126,7 @@ class VocoderTask(nn.Module):
         mel = log_mel(wav, self.cfg)
         amount = (2 * draw["blur"] - 1).clamp(min=0)
         rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.5 * amount)
-        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"])
+        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"], draw["start"])
         losses = {"mel": 2 * F.l1_loss(log_mel(made, self.cfg), mel),
                   "stft": stft_distance(made, wav).mean()}
         for judge in self.judges if adversarial else ():                   # hinge losses (Lim & Ye 2017), feature matching
@@ -301,6 +302,8 @@ def train(args):
             draw = task.draw(args.batch_size, length // model.cfg.hop_length, generator)
             draw = {name: value[mine] for name, value in draw.items()}
             vocals, losses = augment(vocals, generator, args.batch_size, mine), {}
+            if args.vocoder:
+                accomp = augment(accomp, generator, args.batch_size, mine)
             for part in range(args.accumulate):
                 rows = slice(part, None, args.accumulate)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
