@@ -491,7 +491,7 @@ def match_mel(spec, log_mel, cfg):
     update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
     have = filters @ (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
-    return spec * (filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8))
+    return spec * (filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8)
 
 
 class Vocoder(nn.Module):
