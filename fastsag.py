@@ -15,9 +15,11 @@ The other papers: EDM (Karras et al. 2022, arXiv 2206.00364), DPM-Solver++ (Lu e
 fast Griffin-Lim (Perraudin et al. 2013), Vocos (Siuzdak 2023, arXiv 2306.00814), RoPE (Su et al. 2021), segment
 training as in Grad-TTS (Popov et al. 2021).
 """
+import io
 import math
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -91,24 +93,62 @@ def demand(*checks):
 # Audio in and out. Resampling is a windowed sinc; the rest is bookkeeping around soundfile.
 
 
-def read_audio(path):
-    """Any file that soundfile reads -> ((channels, L) float32 array, sample rate in Hz). Raises UserError."""
-    if not os.path.exists(path):
-        raise UserError(f"{path} does not exist; give the path of an audio file")
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a directory; give the path of an audio file")
+def read_audio(path, mono=False, longest=4):
+    """Any file that soundfile reads -> ((channels, L) float32 array, sample rate in Hz); mono: the mean of its channels.
+    Goes block by block: a header may claim what is not there. Raises UserError, also beyond `longest` hours."""
+    blocks, size = [], 1 << 20
     try:
-        wav, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError) as e:
-        raise UserError(f"{path} cannot be read as audio ({str(e).splitlines()[0]}); "
+        with open(path, "rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            rate = sound.samplerate
+            demand((1000 <= rate <= 768000, f"{path} claims a rate of {rate} Hz; between 1 and 768 kHz is audio"))
+            while len(block := sound.read(size, dtype="float32", always_2d=True)):
+                blocks.append(block.mean(1, keepdims=True) if mono else block)
+                demand((len(blocks) * size < longest * 3600 * rate, f"{path} is longer than {longest} hours; cut it"))
+    except OSError as e:
+        raise UserError(f"{path} cannot be opened ({e.strerror}); give the path of an audio file") from None
+    except soundfile.LibsndfileError as e:
+        raise UserError(f"{path} cannot be read as audio ({e.error_string.rstrip('.')}); "
                         "give a whole WAV, FLAC, OGG, MP3 or AIFF file") from None
-    if len(wav) == 0:
-        raise UserError(f"{path} holds no samples; give a file with sound in it")
-    if not 1000 <= sample_rate <= 768000:
-        raise UserError(f"{path} claims a sample rate of {sample_rate} Hz; between 1 and 768 kHz is audio")
-    if not np.isfinite(wav).all():
-        raise UserError(f"{path} holds {np.sum(~np.isfinite(wav))} samples that are NaN or infinite; export it again")
-    return wav.T, sample_rate
+    demand((blocks, f"{path} holds no samples; give a file with sound in it"))
+    wav = np.concatenate(blocks).T
+    bad = wav.size - np.count_nonzero(np.abs(wav) < 1e10)                  # NaN is not below anything
+    demand((not bad, f"{path} holds {bad} samples that are NaN, infinite or beyond 1e10; export it again"))
+    return wav, rate
+
+
+def audio_bytes(wav, sample_rate, comment="", kind="WAV"):
+    """(L,) or (L, channels) from -1 to 1 -> the bytes of a 16-bit file, the same for the same arguments."""
+    buffer = io.BytesIO()
+    channels = wav.shape[1] if wav.ndim == 2 else 1
+    with soundfile.SoundFile(buffer, "w", sample_rate, channels, "PCM_16", format=kind) as file:
+        if comment:
+            file.comment = comment
+        file.write(wav)
+    return buffer.getvalue()
+
+
+@contextmanager
+def writing(path):
+    """Around whatever writes: a full disk or a folder without rights becomes a UserError about `path`."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{path} cannot be written ({e.strerror}); is the disk full, or the folder not yours?") from None
+
+
+@contextmanager
+def whole_file(path):
+    """A file to write to under a temporary name, which then gets its own: a kill leaves the old file or the new one,
+    never half of one. Raises UserError if it cannot be written."""
+    temporary = f"{path}.tmp"
+    try:
+        with writing(path):
+            with open(temporary, "wb") as file:
+                yield file
+            os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def active_dbfs(wav, sample_rate):
@@ -717,14 +757,11 @@ class FastSAG(nn.Module):
     def load(cls, path, device="auto"):
         """A released or a training checkpoint -> model with its EMA weights. Raises UserError if it is neither."""
         checkpoint = load_checkpoint(path)
-        try:
+        with fitting(path):
             model = cls(Config(**checkpoint["config"]))
             if any(name.startswith("vocoder.") for name in checkpoint["ema"]):
                 model.vocoder = Vocoder(model.cfg)
             model.load_state_dict(checkpoint["ema"])
-        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as e:
-            raise UserError(f"{path} is not a checkpoint of this program ({str(e).splitlines()[0].strip()}); "
-                            "give assets/demo.pt or a checkpoint written by train.py") from None
         return model.float().eval().to(pick_device(device))
 
 
@@ -785,9 +822,12 @@ def bfloat16_pays(device):
 
 
 def save_atomically(checkpoint, path):
-    """torch.save under a temporary name, then rename: a kill leaves the old file or the new one, never half of one."""
-    torch.save(checkpoint, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+    """torch.save; the old file or the new one, never half of one. Raises UserError."""
+    with whole_file(path) as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError:                                               # what a full disk is to torch
+            raise OSError(None, "torch.save failed") from None
 
 
 def load_checkpoint(path):
@@ -800,8 +840,20 @@ def load_checkpoint(path):
         raise UserError(f"checkpoint {path} cannot be read ({type(e).__name__}); it is damaged or not a checkpoint, "
                         "copy or train it again") from None
     if not isinstance(checkpoint, dict) or not {"config", "ema"} <= checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of this program: it has no \"config\" and \"ema\"")
+        raise UserError(f"{path} is not a checkpoint of this program: it has no \"config\" and \"ema\"; "
+                        "give assets/demo.pt or a checkpoint written by train.py")
     return checkpoint
+
+
+@contextmanager
+def fitting(path):
+    """Around the use of a checkpoint's contents: whatever does not fit becomes a UserError."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as e:
+        reason = " ".join(str(e).split("\n\t")[-1].split())[:150]           # torch's first line says nothing
+        raise UserError(f"{path} was made by another version of this program, or its config and weights do not belong "
+                        f"together ({reason}); give assets/demo.pt or train it again") from None
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ import soundfile as sf
 import torch
 from tqdm import tqdm
 
-from fastsag import Config, UserError, active_dbfs, demand, read_audio, resample
+from fastsag import Config, UserError, active_dbfs, demand, read_audio, resample, writing
 
 SAMPLE_RATE = Config.sample_rate
+FORMAT = 1                                     # of a prepared set; another number for another layout
 N_VOICES, N_BANDS, HELD_OUT = 480, 240, 8      # every 8th voice and every 8th band is heard in validation songs only
 
 
@@ -815,12 +816,17 @@ def read_set(folder, split, level_dbfs=Config.level_dbfs):
         pairs = np.memmap(Path(folder) / f"{split}.bin", np.int16, "r").reshape(-1, 2)
         if len(pairs) != meta[f"{split}_samples"]:
             raise ValueError(f"{split}.bin holds {len(pairs)} samples, meta.json says {meta[f'{split}_samples']}")
+        if (meta["format"], meta["sample_rate"]) != (FORMAT, SAMPLE_RATE):
+            raise ValueError(f"format {meta['format']} at {meta['sample_rate']} Hz, not {FORMAT} at {SAMPLE_RATE} Hz")
         songs = []
         for song in meta["songs"]:
             if song["split"] == split:
                 decibels_up = level_dbfs - np.array([song["vocals_dbfs"], song["accomp_dbfs"]])
-                part = pairs[song["start"]:song["start"] + song["length"]]
-                songs.append((song, part, np.float32(decibels(decibels_up) / 32768)))
+                gains = np.float32(decibels(decibels_up) / 32768)
+                begin, end = song["start"], song["start"] + song["length"]
+                if not (0 <= begin < end <= len(pairs) and np.isfinite(gains).all()):
+                    raise ValueError(f"{song['name']} lies beyond {split}.bin or has no level")
+                songs.append((song, pairs[begin:end], gains))
         if not songs:
             raise ValueError(f"no songs in {split}.bin")
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -834,12 +840,12 @@ class Dataset:
     FILES = "train.bin", "val.bin", "meta.json"
 
     def __init__(self, out, seconds):
-        self.out, self.partial, self.songs = Path(out), Path(f"{out}.partial"), []
+        self.out, self.partial, self.songs = Path(out), Path(f"{Path(out)}.partial"), []
         self.samples = dict(train=0, val=0)
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {out} is a file; give a folder")
-        if self.out.exists() and not (self.out / "meta.json").exists():
-            raise UserError(f"--out {out} exists and was not made by prep.py (no meta.json in it); give another name")
+        if self.out.exists() and not (self.out / "meta.json").exists() and set(os.listdir(self.out)) - set(self.FILES):
+            raise UserError(f"--out {out} holds other files, but no meta.json of prep.py; give another name")
         if self.partial.exists() and set(os.listdir(self.partial)) - set(self.FILES):
             raise UserError(f"{self.partial} is in the way; remove it")
         here = next(folder for folder in self.out.absolute().parents if folder.exists())
@@ -849,13 +855,15 @@ class Dataset:
 
     def __enter__(self):
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        with writing(self.partial):
+            self.partial.mkdir(parents=True)
         self.bins = {split: open(self.partial / f"{split}.bin", "w+b") for split in self.samples}
         return self
 
     def add(self, pair, info):
         """Append a song, int16 (L, 2); info holds at least its name and its split, and may hold its levels."""
-        self.bins[info["split"]].write(pair.tobytes())
+        with writing(self.partial):
+            self.bins[info["split"]].write(pair.tobytes())
         self.songs.append(dict(levels(pair) | info, start=self.samples[info["split"]], length=len(pair)))
         self.samples[info["split"]] += len(pair)
 
@@ -875,16 +883,24 @@ class Dataset:
                     self.add(everything[a:b], dict(song, split=split))      # levels are the whole song's, in both parts
 
     def __exit__(self, error, *_):
-        for file in self.bins.values():
-            file.close()
-        if error is None:
-            totals = {f"{split}_samples": count for split, count in self.samples.items()}
-            meta = dict(format=1, sample_rate=SAMPLE_RATE, **totals, songs=self.songs)
-            (self.partial / "meta.json").write_text(json.dumps(meta))
-            self.out.mkdir(exist_ok=True)
-            for name in self.FILES:                                         # whatever else lies in OUT stays
-                os.replace(self.partial / name, self.out / name)
-        shutil.rmtree(self.partial, ignore_errors=True)
+        try:
+            with writing(self.partial):
+                for file in self.bins.values():
+                    file.close()
+                if error is None:
+                    self.publish()
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def publish(self):
+        """meta.json goes first and comes last: whenever this is interrupted, no half set is taken for a whole one."""
+        totals = {f"{split}_samples": count for split, count in self.samples.items()}
+        meta = dict(format=FORMAT, sample_rate=SAMPLE_RATE, **totals, songs=self.songs)
+        (self.partial / "meta.json").write_text(json.dumps(meta))
+        self.out.mkdir(exist_ok=True)
+        (self.out / "meta.json").unlink(missing_ok=True)
+        for name in self.FILES:                                             # whatever else lies in OUT stays
+            os.replace(self.partial / name, self.out / name)
 
 
 def start_worker():

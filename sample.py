@@ -2,20 +2,24 @@
 
     python sample.py vocals.wav                         -> out/vocals/accompaniment.wav, mix.wav, mel.png
     python sample.py a.wav b.flac --takes 3 --seed 7    several songs, three different accompaniments each
+    python sample.py vocals.wav --page                  also out/index.html: listen, mix voice and band, see the pictures
     python sample.py --evaluate data/demo               how good is it? A table over a set's validation songs
 
 The accompaniment is as loud as the voice, at the voice's sample rate (24 kHz if that is higher). The last line tells where
 the time went and the real-time factor: seconds of computing per second of music, loading included.
 """
 import argparse
+import base64
+import html
+import math
 import os
+import shlex
 import struct
 import sys
 import time
 import zlib
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -25,8 +29,8 @@ try:
 except ImportError:                                                        # Windows counts memory in another way
     resource = None
 
-from fastsag import (FastSAG, UserError, active_dbfs, chroma_of, demand, log_mel, music_features, onset_envelope, read_audio,
-                     resample, stft_distance)
+from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, chroma_of, demand, log_mel, music_features,
+                     onset_envelope, read_audio, resample, stft_distance, whole_file, writing)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -37,16 +41,15 @@ FONT = ("7b6f2c9773e772cf5bc979cf79ef72527bef7bcf2bed6bae39236b6e79a779a4396b5be
 COLOURS = np.array([(0, 0, 10), (60, 15, 110), (170, 45, 110), (245, 125, 60), (255, 250, 180)], float)
 
 
-def write_png(path, picture):
-    """(height, width, 3) uint8 -> an RGB PNG file."""
+def png(picture):
+    """(height, width, 3) uint8 -> the bytes of an RGB PNG file."""
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     height, width, _ = picture.shape
     rows = np.pad(picture.reshape(height, -1), ((0, 0), (1, 0)))           # each row starts with its filter: 0, none
-    with open(path, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-                   + chunk(b"IDAT", zlib.compress(rows.astype(np.uint8).tobytes(), 6)) + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(rows.astype(np.uint8).tobytes(), 6)) + chunk(b"IEND", b""))
 
 
 def write_text(picture, x, y, text, scale=2):
@@ -60,7 +63,7 @@ def write_text(picture, x, y, text, scale=2):
         x += 4 * scale
 
 
-def draw(path, panels, seconds, width=1200):
+def draw(panels, seconds, width=1200):
     """panels: [(title, (rows, frames) array, low, high, [(row, label)])], row 0 at the bottom -> PNG with labelled axes."""
     left, gap, inner = 60, 26, 210
     picture = np.full(((inner + gap) * len(panels) + gap, width + left + 40, 3), 24, np.uint8)
@@ -83,11 +86,11 @@ def draw(path, panels, seconds, width=1200):
         x = left + int(second / seconds * (width - 1))
         picture[-gap: -gap + 5, x] = 210
         write_text(picture, x - 4, len(picture) - gap + 9, f"{second} s")
-    write_png(path, picture)
+    return png(picture)
 
 
-def draw_song(path, model, vocals, expected, mu, mel):
-    """The four stages of one song: vocals (1, L) at the model's rate, expected features, mu and mel."""
+def draw_song(model, vocals, expected, mu, mel):
+    """The four stages of one song: vocals (1, L) at the model's rate, expected features, mu and mel -> PNG."""
     cfg = model.cfg
     mel_row = lambda hz: 15 + 27 * np.log(hz / 1000) / np.log(6.4) if hz >= 1000 else hz * 3 / 200
     hz = [(mel_row(hz) / mel_row(cfg.sample_rate / 2) * cfg.n_mels - 0.5, label) for hz, label in
@@ -98,7 +101,7 @@ def draw_song(path, model, vocals, expected, mu, mel):
     panels = [(title, m[0].cpu(), -1.0, 1.3, hz) for title, m in zip(titles, log_mels)]
     harmony = chroma_of(expected)[0].cpu()
     panels.insert(1, ("expected harmony  bass below  middle above", harmony, 0, 0.7, notes))
-    draw(path, panels, vocals.shape[-1] / cfg.sample_rate)
+    return draw(panels, vocals.shape[-1] / cfg.sample_rate)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -106,66 +109,68 @@ def draw_song(path, model, vocals, expected, mu, mel):
 
 
 def read_vocals(path):
-    """-> mono (L,) without DC offset, sample rate. Raises UserError for what nobody can accompany."""
-    wav, sample_rate = read_audio(path)
-    wav = torch.from_numpy(wav.mean(0))
-    if len(wav) < 0.5 * sample_rate:
-        raise UserError(f"{path} is {len(wav) / sample_rate:.2f} s long; at least 0.5 s of singing is needed")
-    wav = wav - wav.mean()
+    """-> mono (L,) without DC offset, sample rate in Hz. Raises UserError for what nobody can accompany."""
+    wav, sample_rate = read_audio(path, mono=True)
+    wav = torch.from_numpy(wav[0])
+    demand((len(wav) >= 0.5 * sample_rate,
+            f"{path} is {len(wav) / sample_rate:.2f} s long; at least 0.5 s of singing is needed"))
+    wav = wav - wav.mean(dtype=torch.float64).float()                      # in double: a constant must leave nothing
     level = active_dbfs(wav, sample_rate)
-    if level < -90:
-        raise UserError(f"{path} is silent (level {level:.0f} dBFS); give a recording in which somebody sings")
+    demand((level > -math.inf, f"{path} is silent; give a recording in which somebody sings"))
+    if level < -50:
+        up = Config.level_dbfs - level
+        print(f"{path} is hardly audible ({level:.0f} dBFS); gained up by {up:.0f} dB, also in the mix")
+        wav = wav * 10 ** (up / 20)
     return wav, sample_rate
 
 
-def write_safely(path, write):
-    """Let write(temporary path) make a file, then give it its name: nobody ever sees half of one."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".partial-{name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, soundfile.SoundFileError) as e:
-        raise UserError(f"{path} cannot be written ({e}); is the disk full, or the folder not yours?") from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def write_wav(path, wav, sample_rate):
-    """float (L,) -> 16-bit WAV; too loud a signal is turned down, never clipped."""
-    wav = wav * min(1.0, 0.99 / max(np.abs(wav).max(), 1e-9))
-    write_safely(path, lambda temporary: soundfile.write(temporary, wav, sample_rate, subtype="PCM_16"))
+def write(path, data):
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def play_along(model, path, folder, args, clock):
-    """One song: read, condition, draw, vocode, write. Returns its length in seconds."""
+    """One song: read, condition, draw, vocode, write. Returns its length in seconds and, for --page, its sections."""
     vocals, sample_rate = read_vocals(path)
     rate = max(sample_rate, model.cfg.sample_rate)                         # a telephone's voice gets a full band
     vocals = resample(vocals, sample_rate, rate)
+    name = os.path.basename(path).encode(errors="backslashreplace").decode()
+    sections = []
     clock("read")
     with torch.no_grad():
         wav, gain = model.prepare(vocals, rate)
         expected, mu = model.condition(wav)
         clock("condition")
         for take in range(args.takes):
-            title = f"{os.path.basename(path)} {take + 1}/{args.takes}"
+            title = f"{name} {take + 1}/{args.takes}"
             bar = lambda steps: tqdm(steps, desc=title, unit="step", disable=None, leave=False)
             mel = model.sample(mu, expected, args.steps, args.guidance, args.seed + take, bar)
             clock("diffusion")
             accomp = model.render(mel, gain, rate, len(vocals), args.vocoder)
             clock("vocoder")
             number = f"-{take + 1}" if take else ""
-            try:
+            again = command(name, args, take)
+            pair = np.stack([vocals.numpy(), accomp], 1)
+            pair *= min(1, 0.99 / np.abs(pair.sum(1)).max())               # too loud a mix is turned down, never clipped
+            accomp *= min(1, 0.99 / np.abs(accomp).max())
+            picture = draw_song(model, wav, expected, mu, mel)
+            with writing(folder):
                 os.makedirs(folder, exist_ok=True)
-            except OSError as e:
-                raise UserError(f"{folder} cannot be made ({e.strerror}); choose another --out") from None
-            write_wav(f"{folder}/accompaniment{number}.wav", accomp, rate)
-            write_wav(f"{folder}/mix{number}.wav", accomp + vocals.numpy(), rate)
-            picture = lambda temporary: draw_song(temporary, model, wav, expected, mu, mel)
-            write_safely(f"{folder}/mel{number}.png", picture)
+            write(f"{folder}/accompaniment{number}.wav", audio_bytes(accomp, rate, again))
+            write(f"{folder}/mix{number}.wav", audio_bytes(pair.sum(1), rate, again))
+            write(f"{folder}/mel{number}.png", picture)
+            if args.page:
+                sections.append(section(title, again, pair, rate, picture))
             clock("write")
-    return len(vocals) / rate
+    return len(vocals) / rate, sections
+
+
+def command(name, args, take):
+    """What makes this take again; stands in the comment field of its files and on the page."""
+    options = {"--seed": args.seed + take, "--steps": args.steps, "--guidance": f"{args.guidance:g}",
+               "--vocoder": args.vocoder, "--checkpoint": os.path.basename(args.checkpoint)}
+    words = ["python", "sample.py", name, *(word for option in options.items() for word in option)]
+    return shlex.join(map(str, words))
 
 
 class Clock:
@@ -181,6 +186,65 @@ class Clock:
         now = time.perf_counter()
         self.spent[name] = self.spent.get(name, 0) + now - self.last
         self.last = now
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The page: one file that plays anywhere. A take is one stereo sound, voice left and band right, so that both are always
+# in step; each player hears them through two volumes: vocals 1 and 0, accompaniment 0 and 1, mix as the sliders say.
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>FastSAG plays along</title>
+<style>
+  body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; background: #18181c; color: #ddd }
+  section { margin: 2em 0; border-top: 1px solid #555 }
+  label { display: inline-block; margin: 0 1em 1em 0 }
+  audio { display: block; width: 18em }
+  img { width: 100% }
+</style>
+<h1>FastSAG plays along</h1>
+SECTIONS
+<script>
+  const context = new AudioContext(), players = document.querySelectorAll("audio");
+  for (const take of document.querySelectorAll("section")) {
+    for (const player of take.querySelectorAll("audio")) {
+      player.src = take.dataset.sound;
+      const split = context.createChannelSplitter(2), sliders = take.querySelectorAll("input");
+      context.createMediaElementSource(player).connect(split);
+      [player.dataset.voice, player.dataset.band].forEach((volume, side) => {
+        const gain = new GainNode(context, {gain: volume ?? sliders[side].value});
+        split.connect(gain, side).connect(context.destination);
+        if (volume === undefined) sliders[side].oninput = event => gain.gain.value = event.target.value;
+      });
+      player.onplay = () => {
+        context.resume();
+        players.forEach(other => other === player || other.pause());
+      };
+    }
+  }
+</script>
+</html>
+"""
+
+
+def section(title, settings, pair, sample_rate, picture):
+    """One take on the page. pair (L, 2): voice and band; at most 24 kHz, for the band has nothing above 12."""
+    rate = min(sample_rate, Config.sample_rate)
+    pair = resample(torch.from_numpy(pair.T), sample_rate, rate).T.numpy()
+    link = lambda kind, data: f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return f"""
+<section data-sound="{link('audio/flac', audio_bytes(pair, rate, settings, 'FLAC'))}">
+  <h2>{html.escape(title)}</h2>
+  <label>vocals <audio controls data-voice="1" data-band="0"></audio></label>
+  <label>accompaniment <audio controls data-voice="0" data-band="1"></audio></label>
+  <label>mix <audio controls></audio></label>
+  <label>voice in the mix <input type="range" min="0" max="1" step="0.01" value="1"></label>
+  <label>band in the mix <input type="range" min="0" max="1" step="0.01" value="1"></label>
+  <p><code>{html.escape(settings)}</code></p>
+  <img alt="what was heard, expected and played" src="{link('image/png', picture)}">
+</section>"""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -310,8 +374,13 @@ def main(argv=None):
     parser.add_argument("--vocoder", choices=["neural", "griffinlim"], default="neural",
                         help="the learnt one, where the weights hold one, or Griffin-Lim (default: neural)")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    parser.add_argument("--page", action="store_true", help="also write OUT/index.html: all takes to listen to and to mix")
     parser.add_argument("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    words = [os.path.join(".", word) if word.startswith("-") and os.path.isfile(word) else word for word in words]
+    args = parser.parse_args(words)                                        # a file called -x.wav is no option
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")                  # a terminal without emoji
     status = 0
     try:
         demand((bool(args.vocals) != bool(args.evaluate), "give audio files with singing, or --evaluate DATA"),
@@ -323,7 +392,7 @@ def main(argv=None):
         if args.evaluate:
             evaluate(model, args.evaluate, args)
             return 0
-        seconds, folders = 0.0, set()
+        seconds, folders, sections = 0.0, set(), []
         for path in args.vocals:
             name = os.path.splitext(os.path.basename(path))[0]
             folder, number = os.path.join(args.out, name), 1
@@ -332,11 +401,17 @@ def main(argv=None):
                 folder = os.path.join(args.out, f"{name}-{number}")
             folders.add(folder)
             try:
-                seconds += play_along(model, path, folder, args, clock)
+                length, takes = play_along(model, path, folder, args, clock)
+                seconds, sections = seconds + length, sections + takes
                 print(f"{folder}/: accompaniment, mix, picture")
-            except UserError as problem:                                   # the other songs are not to blame
-                print(f"sample.py: {problem}", file=sys.stderr)
+            except (UserError, MemoryError, torch.OutOfMemoryError) as problem:            # the other songs are not to blame
+                reason = problem if isinstance(problem, UserError) else f"{path} needs more memory than there is; cut it"
+                print(f"sample.py: {reason}", file=sys.stderr)
                 status = 2
+        if sections:
+            page = os.path.join(args.out, "index.html")
+            write(page, PAGE.replace("SECTIONS", "".join(sections)).encode())
+            print(f"{page}: open it in a browser")
     except UserError as problem:
         print(f"sample.py: {problem}", file=sys.stderr)
         return 2

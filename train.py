@@ -23,7 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
-import soundfile
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -32,8 +31,8 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from fastsag import (PRESETS, Config, FastSAG, UserError, Vocoder, demand, load_checkpoint, log_mel, pick_device,
-                     save_atomically, stft, stft_distance)
+from fastsag import (PRESETS, Config, FastSAG, UserError, Vocoder, audio_bytes, demand, fitting, load_checkpoint, log_mel,
+                     pick_device, save_atomically, stft, stft_distance, whole_file, writing)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -198,7 +197,8 @@ def main(argv=None):
         print(f"train.py: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"train.py: stopped; --resume goes on from the last save in {args.out}", file=sys.stderr)
+        saved = os.path.exists(f"{args.out}/checkpoint.pt")
+        print("train.py: stopped" + f"; --resume goes on from the last save in {args.out}" * saved, file=sys.stderr)
         return 130
     return 0
 
@@ -246,13 +246,15 @@ def train(args):
         checkpoint = load_checkpoint(path)
         if "optimizer" not in checkpoint:
             raise UserError(f"{path} holds weights for sampling only; --resume needs a checkpoint written by train.py")
-        if checkpoint["settings"] != settings:
-            raise UserError(f"{path} was trained with {checkpoint['settings']}; --resume needs the same, not {settings}")
-        task.load_state_dict(checkpoint["model"])
-        ema.load_state_dict(checkpoint["ema"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        step, seconds = checkpoint["step"], checkpoint["seconds"]
-    os.makedirs(args.out, exist_ok=True)
+        with fitting(path):
+            if checkpoint["settings"] != settings:
+                raise UserError(f"{path} was trained with {checkpoint['settings']}; --resume needs the same, not {settings}")
+            task.load_state_dict(checkpoint["model"])
+            ema.load_state_dict(checkpoint["ema"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            step, seconds = checkpoint["step"], checkpoint["seconds"]
+    with writing(args.out):
+        os.makedirs(args.out, exist_ok=True)
     if device.type == "cuda":
         for part in (model.semantic, model.prior, model.unet):
             part.compile()
@@ -349,7 +351,8 @@ def train(args):
                     losses = validate(ema, val_songs, length, args.vocoder)
                     say(f"step {step:6d}  validation: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
                     example = listen(ema, val_songs, max(length, 64 * model.frame_length), args.vocoder)
-                    soundfile.write(f"{args.out}/sample.wav", example, Config.sample_rate)
+                    with whole_file(f"{args.out}/sample.wav") as file:
+                        file.write(audio_bytes(example, Config.sample_rate))
     say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; "
         f"listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
