@@ -52,7 +52,7 @@ class Config:
     channels: tuple = (48, 96, 192)   # per level; each level halves time and frequency
     blocks: int = 1                   # residual blocks per level, on the way down and again on the way up
     unet_radius: int = 16             # bottom attention, frames of 171 ms to either side: 2.7 s
-    segment: int = 256                # mel frames per clip that the diffusion loss sees, 2.7 s (Grad-TTS's economy)
+    segment: int = 1024               # mel frames per clip that the diffusion loss sees, 10.9 s (Grad-TTS's economy)
     input_drop: float = 0.15          # share of training examples whose encoder must do without one of its inputs
     cond_drop: float = 0.1            # share of training examples without condition, for classifier-free guidance
     # vocoder
@@ -71,7 +71,7 @@ PRESETS = {
     "tiny": Config(dim=32, layers=2, radius=32, channels=(16, 24, 32), segment=64,       # for tests: seconds
                    vocoder_dim=32, vocoder_layers=2),
     "demo": Config(),                                                                    # the shipped weights
-    "base": Config(dim=384, layers=10, channels=(128, 256, 384), blocks=2, segment=512,   # real data, one GPU
+    "base": Config(dim=384, layers=10, channels=(128, 256, 384), blocks=2,               # real data, one GPU
                    vocoder_dim=512, vocoder_layers=8),
 }
 N_FEATURES = 12 + 12 + 3 + 1          # S: bass chroma, middle chroma, onsets in three bands, loudness

@@ -182,7 +182,7 @@ def main(argv=None):
     parser.add_argument("--minutes", type=float, help="train this long, whatever the number of steps")
     parser.add_argument("--batch-size", type=int, default=16, help="clips per step, all processes together (default: 16)")
     parser.add_argument("--accumulate", type=int, default=1, help="take a batch in so many parts, to save memory (default: 1)")
-    parser.add_argument("--crop", type=float, help="seconds per clip (default: 10.92, 1024 mel frames; for the vocoder 0.68)")
+    parser.add_argument("--crop", type=float, help="seconds per clip; a beat shows over long stretches (default: 43.69; 0.68 for the vocoder)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: 1e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
     parser.add_argument("--every", type=int, default=250, help="steps between validations, samples and saves (default: 250)")
@@ -206,7 +206,7 @@ def main(argv=None):
 def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
-    args.crop = args.crop or (0.68 if args.vocoder else 10.92)
+    args.crop = args.crop or (0.68 if args.vocoder else 43.69)
     demand((args.accumulate >= 1, f"--accumulate {args.accumulate}: must be at least 1"),
            (args.batch_size >= 1 and args.batch_size % (world * args.accumulate) == 0,
             f"--batch-size {args.batch_size}: must be a positive multiple of {world} processes x {args.accumulate} parts"),
