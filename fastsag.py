@@ -52,7 +52,7 @@ class Config:
     channels: tuple = (48, 96, 192)   # per level; each level halves time and frequency
     blocks: int = 1                   # residual blocks per level, on the way down and again on the way up
     unet_radius: int = 16             # bottom attention, frames of 171 ms to either side: 2.7 s
-    segment: int = 256                # mel frames per clip that the diffusion loss sees, 2.7 s (Grad-TTS's economy)
+    segment: int = 1024               # mel frames per clip that the diffusion loss sees, 10.9 s (Grad-TTS's economy)
     input_drop: float = 0.15          # share of training examples whose encoder must do without one of its inputs
     cond_drop: float = 0.1            # share of training examples without condition, for classifier-free guidance
     # vocoder
@@ -60,8 +60,8 @@ class Config:
     vocoder_layers: int = 6
     # EDM (Table 1); sigma_data is the standard deviation of the normalised mel
     sigma_data: float = 0.5
-    sigma_min: float = 0.02           # EDM: 0.002 and 80. Sampling in 8 steps from 20 to 0.02 ends at less than half the
-    sigma_max: float = 20.0           # distance from the exact solution: the levels beyond are hardly ever trained
+    sigma_min: float = 0.02           # EDM: 0.002 and 80, from pure noise. Here the way begins at mu in noise of sigma_max,
+    sigma_max: float = 5.0            # which is where it would lead anyway, and the steps are spent on the details
     rho: float = 7.0
     P_mean: float = -1.2              # training noise levels: ln(sigma) ~ N(P_mean, P_std^2)
     P_std: float = 1.2
@@ -71,7 +71,7 @@ PRESETS = {
     "tiny": Config(dim=32, layers=2, radius=32, channels=(16, 24, 32), segment=64,       # for tests: seconds
                    vocoder_dim=32, vocoder_layers=2),
     "demo": Config(),                                                                    # the shipped weights
-    "base": Config(dim=384, layers=10, channels=(128, 256, 384), blocks=2, segment=512,   # real data, one GPU
+    "base": Config(dim=384, layers=10, channels=(128, 256, 384), blocks=2,               # real data, one GPU
                    vocoder_dim=512, vocoder_layers=8),
 }
 N_FEATURES = 12 + 12 + 3 + 1          # S: bass chroma, middle chroma, onsets in three bands, loudness
@@ -279,19 +279,19 @@ def music_features(wav, mel, cfg):
 
 
 @lru_cache
-def pulse_filterbank(frame_rate, per_octave=32, octaves=3, slowest=0.9, taps=257):
-    """(2 * 96, 1, taps): cosines, then sines, of 0.9 to 7.2 Hz (54 to 432 per minute) under a Hann window of 11 s."""
+def pulse_filterbank(frame_rate, per_octave, octaves=3, slowest=0.9, taps=513):
+    """(2 * octaves * per_octave, 1, taps): cosines, then sines, of 0.9 to 7.2 Hz (54 to 432 per minute), 22 s long."""
     freqs = slowest * 2 ** (torch.arange(per_octave * octaves) / per_octave)
     angle = 2 * math.pi * freqs[:, None] * (torch.arange(taps) - taps // 2) / frame_rate
     return (torch.cat([angle.cos(), angle.sin()]) * torch.hann_window(taps, periodic=False))[:, None]
 
 
-def pulses(mel, cfg, per_octave=32):
+def pulses(mel, cfg, per_octave=96):
     """log-mel (B, M, T) -> (B, 6, T/4): the beat that the onsets suggest, half of it and a quarter, as cosine and sine.
 
     Singers sing early, late and between the beats; what stays is a period. So correlate the onset envelope with waves of
     every tempo (Grosche & Mueller 2011, predominant local pulse) and choose, frame by frame, the beat that fits best
-    together with its halves and quarters over 11 s. A network can learn this too, but takes thousands of steps for it."""
+    together with its halves and quarters over 44 s. A network can learn this too, but takes thousands of steps for it."""
     envelope = onset_envelope(mel).mean(1, keepdim=True)                   # (B, 1, T/4)
     envelope = envelope - F.avg_pool1d(envelope, 49, 1, padding=24, count_include_pad=False)
     bank = pulse_filterbank(cfg.sample_rate / cfg.hop_length / PATCH, per_octave).to(mel.device)
@@ -300,7 +300,7 @@ def pulses(mel, cfg, per_octave=32):
     energy = F.avg_pool1d(envelope.square(), 2 * reach + 1, 1, reach) * (2 * reach + 1)     # coherence: 0 to 1
     waves = (waves / (energy.sqrt() * reach ** 0.5 + 1e-3)).unflatten(1, (2, 3, per_octave))  # cos or sin; level; tempo
     power = waves.square().sum((1, 2))                                                       # a beat and its divisions
-    power = F.avg_pool1d(power, 2 * reach + 1, 1, reach)                                     # (B, tempo, T/4)
+    power = F.avg_pool1d(power, 1025, 1, 512)                              # (B, tempo, T/4): tempos change slowly
     best = power.argmax(1)[:, None, None, None].expand(-1, 2, 3, -1, -1)
     return 12 * waves.gather(3, best).flatten(1, 3)
 
@@ -527,39 +527,51 @@ def stft_distance(a, b):
 
 
 def match_mel(spec, log_mel, cfg):
-    """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): one
-    multiplicative update, as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
+    """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): a multiplicative
+    update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
     have = filters @ (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
-    return spec * ((filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8))
+    return spec * (filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8)
 
 
 class Vocoder(nn.Module):
     """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
-    around it; the mel has the last word about how loud each band is, before the inverse STFT and once more after it."""
+    around it. The mel has the last word about how loud each band is: five times, for each inverse STFT moves it again.
+
+    A steady tone has the same mel in every frame, but its phase moves on. Something must tell the frames apart: phases are
+    given relative to each bin's own rotation, i^(k t), and clocks of up to 128 frames let tones between the bins drift."""
 
     def __init__(self, cfg):
         super().__init__()
         self.cfg, C = cfg, cfg.vocoder_dim
-        self.embed = nn.Conv1d(cfg.n_mels, C, 7, padding=3)
+        self.embed = nn.Conv1d(cfg.n_mels + 10, C, 7, padding=3)
         self.blocks = nn.Sequential(*[ConvNeXtBlock(C) for _ in range(cfg.vocoder_layers)], ChannelNorm(C))
         self.out = nn.Conv1d(C, cfg.n_fft + 2, 1)
 
-    def forward(self, mel):
+    def forward(self, mel, start=0):
+        """start: which frame of its song mel begins with, an integer or integers (B, 1, 1)."""
         cfg = self.cfg
+        time = start + torch.arange(mel.shape[-1], device=mel.device).expand(len(mel), 1, -1)             # (B, 1, T)
+        clock = 2 * math.pi * time / torch.tensor([[8], [16], [32], [64], [128]], device=mel.device)      # (B, 5, T)
         x = (mel - cfg.mel_mean) * (cfg.sigma_data / cfg.mel_std)
-        log_magnitude, phase = self.out(self.blocks(self.embed(x))).float().chunk(2, 1)
+        x = self.embed(torch.cat([x, clock.cos(), clock.sin()], 1))
+        log_magnitude, phase = self.out(self.blocks(x)).float().chunk(2, 1)
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
-        spec = match_mel(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), mel, cfg)
-        spec = stft(istft(spec, cfg.n_fft, cfg.hop_length), cfg.n_fft, cfg.hop_length)
-        return istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
+        turns = time * torch.arange(phase.shape[1], device=mel.device)[:, None] % 4                       # quarter turns
+        phase = phase + math.pi / 2 * turns
+        spec, last = torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), None
+        for _ in range(5):
+            wav = istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
+            ahead = wav if last is None else wav + 0.5 * (wav - last)      # momentum, as in griffin_lim
+            spec, last = stft(ahead, cfg.n_fft, cfg.hop_length), wav
+        return wav
 
-    def long(self, mel, piece=1024, halo=64):
+    def long(self, mel, piece=1024, halo=128):
         """The same for a song, in pieces of 11 s with more to either side than the network sees: no seam exists."""
         hop, wavs = self.cfg.hop_length, []
         for start in range(0, mel.shape[-1], piece):
             a = max(0, start - halo)
-            wav = self(mel[..., a: start + piece + halo])
+            wav = self(mel[..., a: start + piece + halo], a)
             wavs.append(wav[:, (start - a) * hop: (start - a + piece) * hop])
         return torch.cat(wavs, 1)
 
@@ -687,13 +699,14 @@ class FastSAG(nn.Module):
 
     @torch.no_grad()
     def sample(self, mu, expected, steps=8, guidance=4.0, seed=0, progress=lambda steps: steps):
-        """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations.
+        """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations, from the
+        prior on: in noise this strong, all that can be expected of the mel is its mean (as Grad-TTS starts from its mean).
         Solver: DPM-Solver++(2M), second order like EDM's Heun but with one evaluation per step. Guidance acts in the middle
         of the way only, where the beat and the chords are decided (Kynkaanniemi et al. 2024): half the second passes."""
         noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(mu.device)
         denoise = lambda x, sigma: self.guided(x, sigma, mu, expected, guidance if 0.5 < sigma < 15 else 1)
         with torch.autocast(mu.device.type, torch.bfloat16, enabled=bfloat16_pays(mu.device)):
-            return solve(denoise, noise, sigma_steps(steps, self.cfg).to(mu.device), progress)
+            return solve(denoise, mu + self.cfg.sigma_max * noise, sigma_steps(steps, self.cfg).to(mu.device), progress)
 
     # --- use
 
@@ -765,11 +778,11 @@ def sigma_steps(steps, cfg):
     return F.pad((high + i * (low - high)) ** cfg.rho, (0, 1))
 
 
-def solve(denoise, noise, sigmas, progress=lambda steps: steps):
-    """DPM-Solver++(2M), Algorithm 2 of Lu et al., in EDM's terms (alpha = 1, so lambda = -ln sigma): x falls towards
-    D_x exponentially in lambda, and D_x is extrapolated in a straight line through the last two evaluations.
-    One evaluation per step; the last step, to sigma = 0, lands on D_x itself."""
-    x, previous = noise * sigmas[0], None
+def solve(denoise, x, sigmas, progress=lambda steps: steps):
+    """From x, which holds noise of sigmas[0], to a sample. DPM-Solver++(2M), Algorithm 2 of Lu et al., in EDM's terms
+    (alpha = 1, so lambda = -ln sigma): x falls towards D_x exponentially in lambda, and D_x is extrapolated in a straight
+    line through the last two evaluations. One evaluation per step; the last one, to sigma = 0, lands on D_x itself."""
+    previous = None
     for i in progress(range(len(sigmas) - 1)):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         D_x = denoise(x, sigma)

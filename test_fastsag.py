@@ -201,11 +201,19 @@ def test_guidance_extrapolates_and_windows_equal_one_whole_pass():
     seam = (model.guided(x, sigma, mu, expected, 1.5, window=256, halo=0) - whole).abs().max()
     assert seam > 1e-2, f"without a halo the difference is only {seam:.3g}: this test could not fail"
 
+def test_half_of_eight_steps_are_guided_and_none_without_guidance():
+    model, passes = FastSAG(TINY).requires_grad_(False), []
+    model.unet.register_forward_hook(lambda *_: passes.append(1))
+    for guidance, expected in ((4, 12), (1, 8)):
+        passes.clear()
+        model.sample(*inputs(16)[1:], steps=8, guidance=guidance)
+        assert len(passes) == expected, (guidance, len(passes))
+
 def test_condition_moves_with_the_vocals_and_does_not_know_how_long_the_clip_is():
     # Tiny preset, in feature frames: attention 2 x 32, convolutions 2 + 4 + 2 + 4, chroma frames and resampling 5,
-    # pulses 24 + 2 x 128.
-    model, wav, frame = random_model(), music(1000 * 1024)[None], 1024
-    whole, (begin, end), sees = model.condition(wav), (48, 48 + 4 * 220), 2 * 32 * 1 + 12 * 2 + 6 + 24 + 2 * 128
+    # pulses 24 + 256 + 512.
+    model, wav, frame = random_model(), music(2100 * 1024)[None], 1024
+    whole, (begin, end), sees = model.condition(wav), (48, 48 + 4 * 500), 2 * 32 * 1 + 12 * 2 + 6 + 24 + 256 + 512
     part = model.condition(wav[:, begin * frame: end * frame])             # the same sound, 48 frames earlier
     for name, a, b, rate in zip(("expected", "mu"), whole, part, (1, 4)):
         inner = slice((begin + sees) * rate, (end - sees) * rate)
@@ -239,7 +247,7 @@ def test_solver_follows_edms_noise_levels_is_second_order_and_beats_euler(s=0.5)
         true, euler = start * 80 * s / math.sqrt(s ** 2 + 80 ** 2), start * 80
         for sigma, following in zip(sigmas, sigmas[1:]):
             euler = euler + (following - sigma) * (euler - ideal(euler, sigma)) / sigma
-        errors.append([(x - true).abs().max().item() for x in (fastsag.solve(ideal, start, sigmas), euler)])
+        errors.append([(x - true).abs().max().item() for x in (fastsag.solve(ideal, 80 * start, sigmas), euler)])
     mine, eulers = zip(*errors[1:])
     assert mine[-1] < 1e-3 and all(a < b / 3 for a, b in zip(mine, eulers)), errors
     assert all(3.5 < coarse / fine < 5 for coarse, fine in zip(mine, mine[1:])), errors        # half the step, a quarter
@@ -252,7 +260,8 @@ def test_samples_of_two_point_data_land_on_the_points():
         distance = (x[:, None] - points).square().sum((2, 3))
         return torch.einsum("bp,pmt->bmt", (-distance / (2 * sigma ** 2)).softmax(1), points)
 
-    samples = fastsag.solve(ideal, noise(32, 100, 16, seed=1), fastsag.sigma_steps(16, CFG))
+    sigmas = fastsag.sigma_steps(16, replace(CFG, sigma_max=80.0))
+    samples = fastsag.solve(ideal, 80 * noise(32, 100, 16, seed=1), sigmas)
     off = (samples[:, None] - points).abs().amax((2, 3))                   # (32, 2)
     assert off.amin(1).max() < 1e-3 and set(off.argmin(1).tolist()) == {0, 1}, off
 
@@ -294,6 +303,16 @@ def test_griffin_lim_rebuilds_a_mel_and_the_vocoder_works_in_pieces_without_a_se
     close(vocoder.long(mel, piece=256), vocoder(mel), 1e-4, "pieces")
     seam = (vocoder.long(mel, piece=256, halo=0) - vocoder(mel)).abs().max()
     assert seam > 1e-2, f"without a halo the difference is only {seam:.3g}: this test could not fail"
+
+def test_match_mel_keeps_what_is_right_and_corrects_what_is_wrong():
+    wav = music(100 * 256)[None]
+    mel, spec = fastsag.log_mel(wav, CFG), fastsag.stft(wav, CFG.n_fft, CFG.hop_length)
+    kept = torch.view_as_real(fastsag.match_mel(spec, mel, CFG) - spec)[:, 1:512]              # no band sees bins 0 and 512
+    close(kept, 0 * kept, 1e-2, "what was right already")
+    wrong = spec * torch.exp(noise(1, 513, 1))                             # each bin too loud or too soft
+    off = lambda x: ((fastsag.mel_filterbank(24000, 1024, 100) @ x.abs()).clamp(min=1e-5).log() - mel).abs().mean()
+    assert off(fastsag.match_mel(wrong, mel, CFG)) < 0.3 * off(wrong)
+    close(fastsag.stft_distance(100 * wav, 200 * wav), torch.full((3,), math.log(2)), 0.05, "distance of a louder copy")
 
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_loaded_weights_play_what_the_seed_says_as_long_and_as_loud_as_the_voice(rate, checkpoint, tmp_path):
@@ -418,18 +437,47 @@ def test_training_stops_at_nan_and_resumes_only_what_it_can(tiny_set, tmp_path, 
         err = capsys.readouterr().err
         assert sentence in err and err.count("\n") == 1, err
 
+def test_a_vocoder_learns_on_top_of_a_model_and_resumes_with_the_same_bits(tiny_set, checkpoint, tmp_path, monkeypatch):
+    save, path, copy = train.save_atomically, tmp_path / "checkpoint.pt", tmp_path / "step4.pt"
+
+    def save_and_keep(state, path):
+        save(state, path)
+        if state["step"] == 4:                                             # from here on with judges
+            shutil.copy(path, copy)
+
+    monkeypatch.setattr(train, "save_atomically", save_and_keep)
+    args = train_args(tiny_set, tmp_path, "--vocoder", "--steps", "6", "--every", "2", "--accumulate", "2", "--crop", "0.68")
+    assert train.main([*args, "--start", str(checkpoint)]) == 0
+    before, whole = FastSAG.load(checkpoint, "cpu").state_dict(), FastSAG.load(path, "cpu").state_dict()
+    shutil.copy(copy, path)
+    assert train.main([*args, "--resume"]) == 0
+    resumed = FastSAG.load(path, "cpu").state_dict()
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name
+        assert torch.equal(weight, before[name]) != name.startswith("vocoder."), name
+
+def test_bent_crops_move_voice_and_band_by_the_same_interval():
+    songs = train.Songs.__new__(train.Songs)
+    pair = torch.stack([sine(440, 4), sine(880, 4)], 1).numpy()
+    songs.songs, songs.share = [(None, np.int16(pair * 32767), np.float32([1 / 32767] * 2))], np.ones(1)
+    peak = lambda wavs: torch.fft.rfft(wavs * torch.hann_window(wavs.shape[1])).abs().argmax(1) * RATE / wavs.shape[1]
+    voice, band = (peak(wavs) for wavs in songs.crops(np.random.default_rng(0), 8, 49152, bend=0.06))
+    close(band / voice, torch.full((8,), 2.0), 0.005, "an octave stays an octave")
+    assert 410 < voice.min() < 430 and 450 < voice.max() < 470, voice
+    close(peak(songs.crops(np.random.default_rng(0), 8, 49152)[0]), torch.full((8,), 440.0), 0.5, "without bending")
+
 def test_two_processes_train_as_one_would(tiny_set, tmp_path):
     numbers, weights = [], []
     for count, launch in ((1, []), (2, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"])):
         command = [sys.executable, *launch, train.__file__, *train_args(tiny_set, tmp_path / str(count), "--device", "cpu")]
-        result = subprocess.run([*command, "--steps", "3", "--every", "1", "--lr", "0.03"], capture_output=True, text=True,
+        result = subprocess.run([*command, "--steps", "20", "--every", "4"], capture_output=True, text=True,
                                 env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert result.returncode == 0, result.stderr
         lines = [line.split("  norm")[0] for line in result.stdout.splitlines() if "  norm" in line]
         numbers.append(torch.tensor([[float(number) for number in re.findall(r"\d+\.\d+", line)] for line in lines]))
         weights.append(torch.load(tmp_path / str(count) / "checkpoint.pt", weights_only=True)["model"])
-    assert numbers[0].shape == (3, 4), numbers
-    close(numbers[1], numbers[0], 3e-4, "printed losses, 3 steps x (sum, semantic, prior, diffusion)")
+    assert numbers[0].shape == (5, 4), numbers
+    close(numbers[1], numbers[0], 1.01e-4, "printed losses, 3 steps x (sum, semantic, prior, diffusion)")
     for name, value in weights[0].items():
         assert (weights[1][name] - value).abs().mean() < 1e-4, f"{name}: {(weights[1][name] - value).abs().mean():.3g}"
 

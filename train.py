@@ -64,8 +64,9 @@ class Songs:
 
 
 def augment(vocals, generator, batch_size, mine=slice(None)):
-    """Another microphone and level for each voice: (B, L) -> (B, L). The band stays as it is. What is random is drawn for
-    the whole batch, of which `vocals` are the rows `mine`, so that it does not depend on the number of processes."""
+    """Another microphone and level for each voice: (B, L) -> (B, L). The band stays as it is, except for the vocoder, which
+    is to know more than one studio. What is random is drawn for the whole batch, of which `vocals` are the rows `mine`, so
+    that it does not depend on the number of processes."""
     L, device = vocals.shape[-1], vocals.device
     rand = lambda: torch.rand(batch_size, 1, generator=generator, device=device)[mine]
     octaves = torch.log2(torch.linspace(0, Config.sample_rate / 2, L // 2 + 1, device=device) / 1000 + 0.02)
@@ -113,7 +114,7 @@ class VocoderTask(nn.Module):
 
     def draw(self, batch, frames, generator):
         rand = lambda *shape: torch.rand(*shape, generator=generator, device=generator.device)
-        return {"mix": rand(batch, 1), "blur": rand(batch, 1, 1),
+        return {"mix": rand(batch, 1), "blur": rand(batch, 1, 1), "start": (128 * rand(batch, 1, 1)).long(),
                 "noise": torch.randn(batch, self.cfg.n_mels, frames, generator=generator, device=generator.device)}
 
     def forward(self, vocals, accomp, draw, adversarial=True):
@@ -124,7 +125,7 @@ class VocoderTask(nn.Module):
         mel = log_mel(wav, self.cfg)
         amount = (2 * draw["blur"] - 1).clamp(min=0)
         rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.5 * amount)
-        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"])
+        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"], draw["start"])
         losses = {"mel": 2 * F.l1_loss(log_mel(made, self.cfg), mel),
                   "stft": stft_distance(made, wav).mean()}
         for judge in self.judges if adversarial else ():                   # hinge losses (Lim & Ye 2017), feature matching
@@ -181,7 +182,7 @@ def main(argv=None):
     parser.add_argument("--minutes", type=float, help="train this long, whatever the number of steps")
     parser.add_argument("--batch-size", type=int, default=16, help="clips per step, all processes together (default: 16)")
     parser.add_argument("--accumulate", type=int, default=1, help="take a batch in so many parts, to save memory (default: 1)")
-    parser.add_argument("--crop", type=float, help="seconds per clip (default: 10.92, 1024 mel frames; for the vocoder 0.68)")
+    parser.add_argument("--crop", type=float, help="seconds per clip; a beat shows over long stretches (default: 43.69; 0.68 for the vocoder)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: 1e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
     parser.add_argument("--every", type=int, default=250, help="steps between validations, samples and saves (default: 250)")
@@ -205,7 +206,7 @@ def main(argv=None):
 def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
-    args.crop = args.crop or (0.68 if args.vocoder else 10.92)
+    args.crop = args.crop or (0.68 if args.vocoder else 43.69)
     demand((args.accumulate >= 1, f"--accumulate {args.accumulate}: must be at least 1"),
            (args.batch_size >= 1 and args.batch_size % (world * args.accumulate) == 0,
             f"--batch-size {args.batch_size}: must be a positive multiple of {world} processes x {args.accumulate} parts"),
@@ -303,6 +304,8 @@ def train(args):
             draw = task.draw(args.batch_size, length // model.cfg.hop_length, generator)
             draw = {name: value[mine] for name, value in draw.items()}
             vocals, losses = augment(vocals, generator, args.batch_size, mine), {}
+            if args.vocoder:
+                accomp = augment(accomp, generator, args.batch_size, mine)
             for part in range(args.accumulate):
                 rows = slice(part, None, args.accumulate)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
