@@ -29,7 +29,7 @@ try:
 except ImportError:                                                        # Windows counts memory in another way
     resource = None
 
-from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, chroma_of, demand, log_mel, music_features,
+from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, bfloat16_pays, chroma_of, demand, log_mel, music_features,
                      onset_envelope, read_audio, resample, stft_distance, whole_file, writing)
 from prep import read_set
 
@@ -422,7 +422,8 @@ def main(argv=None):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
         memory = peak / (1e6 if sys.platform == "darwin" else 1e3)         # macOS counts in bytes, Linux in kB
         spent = ", ".join(f"{name} {t:.2f} s" for name, t in clock.spent.items())
-        print(f"{spent}; peak memory {memory:.0f} MB; {seconds:.1f} s of music in {clock.last - clock.start:.2f} s: "
+        numbers = f"{'bfloat16' if bfloat16_pays(model.device) else 'float32'} on {model.device}, {torch.get_num_threads()} threads"
+        print(f"{spent}; {numbers}; peak memory {memory:.0f} MB; {seconds:.1f} s of music in {clock.last - clock.start:.2f} s: "
               f"RTF {(clock.last - clock.start) / seconds:.3f}")
     return status
 

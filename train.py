@@ -228,6 +228,7 @@ def train(args):
     songs, val_songs = Songs(args.data, "train"), Songs(args.data, "val")
     torch.manual_seed(args.seed)
     path = f"{args.out}/checkpoint.pt"
+    demand((args.resume or not os.path.exists(path), f"{path} is there already; go on with --resume, or choose another --out"))
     source = path if args.resume else args.start
     model = (FastSAG.load(source, args.device).train() if source else FastSAG(PRESETS[args.preset])).to(device)
     length = round(args.crop * Config.sample_rate / model.frame_length) * model.frame_length
