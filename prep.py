@@ -591,7 +591,7 @@ def load_stems(song, quiet=-50, longest=4, shortest=3):
 
 def stem_songs(songs, val, seed, skipped):
     """For `Dataset.write`, group by group in a shuffled order: the first usable group is for training, the next for
-    validation until it has its share, the rest for training again. Adds to `skipped` what cannot be used and why."""
+    validation until it has its share, the rest for training again. `skipped`: the reasons so far; all are printed."""
     groups = np.random.default_rng(seed).permutation(sorted({song.group for song in songs})).tolist()
     wanted, usable = min(max(1, round(val * len(groups))), len(groups) - 1), set()
     for song in tqdm(sorted(songs, key=lambda song: groups.index(song.group)), unit="song", disable=None):
@@ -606,8 +606,7 @@ def stem_songs(songs, val, seed, skipped):
         print(f"prep.py: skipped: {reason}", file=sys.stderr)
     demand((usable, "no usable song found; known layouts: vocals.* beside drums, bass, other.*, no_vocals.* or mixture.*; "
                     "NAME_vocals.* beside NAME_accompaniment.*; MIR-1K"))
-    if skipped:
-        print(f"skipped: {len(skipped)}")
+    print(f"skipped: {len(skipped)}")
 
 
 def read_set(folder, split, level_dbfs=Config.level_dbfs):
@@ -694,9 +693,9 @@ def main(argv=None):
     add("--seconds", type=float, default=45, help="demo: length of a song in seconds (default: 45)")
     add("--workers", type=int, default=os.cpu_count(), help="demo: processes (default: all cores)")
     args = parser.parse_args(argv)
-    least = dict(songs=2, seconds=8, val_songs=1, workers=1, seed=0)        # songs: one of them is for validation
+    least = dict(songs=2, seconds=8, val_songs=1, workers=1, seed=0)        # of two songs one is for validation
     try:
-        demand(*((vars(args)[name] >= value, f"--{name.replace('_', '-')} {vars(args)[name]:g}: at least {value} is needed")
+        demand(*((vars(args)[name] >= value, f"--{name.replace('_', '-')} {vars(args)[name]:g}: must be at least {value}")
                  for name, value in least.items()), (0 < args.val < 1, f"--val {args.val:g}: must lie between 0 and 1"))
         if args.paths:
             stems, skipped = find_stems(args.paths)
