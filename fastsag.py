@@ -698,7 +698,7 @@ class FastSAG(nn.Module):
         return torch.cat(pieces, -1)
 
     @torch.no_grad()
-    def sample(self, mu, expected, steps=8, guidance=4.0, seed=0, progress=lambda steps: steps):
+    def sample(self, mu, expected, steps=8, guidance=6.0, seed=0, progress=lambda steps: steps):
         """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations, from the
         prior on: in noise this strong, all that can be expected of the mel is its mean (as Grad-TTS starts from its mean).
         Solver: DPM-Solver++(2M), second order like EDM's Heun but with one evaluation per step. Guidance acts in the middle
@@ -711,7 +711,7 @@ class FastSAG(nn.Module):
     # --- use
 
     @torch.no_grad()
-    def accompany(self, vocals, sample_rate, steps=8, guidance=4.0, seed=0):
+    def accompany(self, vocals, sample_rate, steps=8, guidance=6.0, seed=0):
         """vocals (L,) float at sample_rate, 0.5 s or longer -> accompaniment (L,) float32 at the same rate, as loud as
         the voice (active level)."""
         vocals = torch.as_tensor(vocals, dtype=torch.float32)

@@ -367,8 +367,8 @@ def main(argv=None):
     shipped = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "demo.pt")
     parser.add_argument("--checkpoint", default=shipped, help="weights (default: assets/demo.pt)")
     parser.add_argument("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
-    parser.add_argument("--guidance", type=float, default=4.0,
-                        help="1: none, half the time; more: closer to the voice, less varied (default: 4)")
+    parser.add_argument("--guidance", type=float, default=6.0,
+                        help="1: none, half the time; more: closer to the voice, less varied (default: 6)")
     parser.add_argument("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
     parser.add_argument("--vocoder", choices=["neural", "griffinlim"], default="neural",
