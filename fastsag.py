@@ -859,6 +859,7 @@ def fitting(path):
 if __name__ == "__main__":
     # What is in it: the parts of the demo model, their sizes, and the shapes on the way.
     model = FastSAG(PRESETS["demo"])
+    model.vocoder = Vocoder(model.cfg)
     for name, part in model.named_children():
         print(f"{name:10s}{sum(p.numel() for p in part.parameters()) / 1e6:6.2f} M parameters")
     vocals = torch.randn(1, 10 * model.frame_length) * 0.1
