@@ -727,8 +727,8 @@ def main(argv=None):
             Dataset(args.out or "data/mine", seconds).write(stem_songs(stems, args.val, args.seed, skipped))
         else:
             val_songs = min(args.val_songs, max(1, args.songs // 4))
-            jobs = [(args.seed, index, args.seconds, "val" if index < val_songs else "train") for index in range(args.songs)]
             dataset = Dataset(args.out or "data/demo", args.songs * args.seconds)
+            jobs = [(args.seed, index, args.seconds, "val" if index < val_songs else "train") for index in range(args.songs)]
             ctrl_c = signal.SIGINT, signal.SIG_IGN                          # is the main process's business
             with Pool(min(args.workers, args.songs), signal.signal, ctrl_c) as pool:
                 dataset.write(tqdm(pool.imap(make_song, jobs), total=args.songs, unit="song", disable=None))
