@@ -519,11 +519,15 @@ class ConvNeXtBlock(nn.Module):
         return x + self.scale * self.layers(x)
 
 
+def log_spectrum(wav, n_fft):
+    """(B, L) -> (B, n_fft/2 + 1, 4 L / n_fft): natural log of the magnitudes. What lies 66 dB or more below a spectrum of
+    music at the usual level counts as silence."""
+    return (stft(wav, n_fft, n_fft // 4).abs() + 1e-3).log()
+
+
 def stft_distance(a, b):
-    """Waveforms (B, L) -> mean difference of the logarithms of their spectra, in nepers, at three resolutions, (3,).
-    What lies 66 dB or more below a spectrum of music at the usual level counts as silence."""
-    log = lambda wav, n_fft: (stft(wav, n_fft, n_fft // 4).abs() + 1e-3).log()
-    return torch.stack([(log(a, n_fft) - log(b, n_fft)).abs().mean() for n_fft in (512, 1024, 2048)])
+    """Waveforms (B, L) -> mean difference of the logarithms of their spectra, in nepers, at three resolutions, (3,)."""
+    return torch.stack([(log_spectrum(a, n_fft) - log_spectrum(b, n_fft)).abs().mean() for n_fft in (512, 1024, 2048)])
 
 
 def match_mel(spec, log_mel, cfg):
@@ -559,11 +563,12 @@ class Vocoder(nn.Module):
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
         turns = time * torch.arange(phase.shape[1], device=mel.device)[:, None] % 4                       # quarter turns
         phase = phase + math.pi / 2 * turns
-        spec, last = torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), None
-        for _ in range(5):
+        spec = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        wav = ahead = istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
+        for _ in range(4):
+            last, spec = wav, stft(ahead, cfg.n_fft, cfg.hop_length)
             wav = istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
-            ahead = wav if last is None else wav + 0.5 * (wav - last)      # momentum, as in griffin_lim
-            spec, last = stft(ahead, cfg.n_fft, cfg.hop_length), wav
+            ahead = wav + 0.5 * (wav - last)                               # momentum, as in griffin_lim
         return wav
 
     def long(self, mel, piece=1024, halo=128):

@@ -368,7 +368,7 @@ def main(argv=None):
     parser.add_argument("--checkpoint", default=shipped, help="weights (default: assets/demo.pt)")
     parser.add_argument("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
     parser.add_argument("--guidance", type=float, default=6.0,
-                        help="1: none, half the time; more: closer to the voice, less varied (default: 6)")
+                        help="1: none, a third less time; more: closer to the voice, less varied (default: 6)")
     parser.add_argument("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
     parser.add_argument("--vocoder", choices=["neural", "griffinlim"], default="neural",

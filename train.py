@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fastsag import (PRESETS, Config, FastSAG, UserError, Vocoder, audio_bytes, demand, fitting, load_checkpoint, log_mel,
-                     pick_device, save_atomically, stft, stft_distance, whole_file, writing)
+                     log_spectrum, pick_device, save_atomically, stft_distance, whole_file, writing)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class Judge(nn.Module):
             nn.Conv2d(2 * c, 2 * c, (5, 3), stride=(2, 2), padding=(2, 1)), nn.Conv2d(2 * c, 1, 3, padding=1)])
 
     def forward(self, wav):                                                # (B, L)
-        x, seen = (stft(wav, self.n_fft, self.n_fft // 4).abs() + 1e-3).log()[:, None] / 2, []
+        x, seen = log_spectrum(wav, self.n_fft)[:, None] / 2, []
         for layer in self.layers:
             seen.append(layer(F.leaky_relu(x, 0.1) if seen else x))
             x = seen[-1]
