@@ -22,7 +22,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import numpy as np
 import soundfile
@@ -136,15 +136,15 @@ def writing(path):
         raise UserError(f"{path} cannot be written ({e.strerror}); is the disk full, or the folder not yours?") from None
 
 
-@contextmanager
-def whole_file(path):
-    """A file to write to under a temporary name, which then gets its own: a kill leaves the old file or the new one,
+def write(path, data):
+    """Bytes to a file, its folder made if need be, first under a temporary name: a kill leaves the old file or the new one,
     never half of one. Raises UserError if it cannot be written."""
     temporary = f"{path}.tmp"
     try:
         with writing(path):
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             with open(temporary, "wb") as file:
-                yield file
+                file.write(data)
             os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
@@ -193,11 +193,21 @@ def resample(wav, rate_in, rate_out):
 # mel of the project: preparation, training, sampling and vocoding call it.
 
 
-def stft(wav, n_fft, hop_length):
-    """(B, L) -> complex (B, n_fft/2 + 1, L/hop_length), Hann window, reflected edges. L is a multiple of the hop."""
-    pad = (n_fft - hop_length) // 2
+def in_float32(function):
+    """Networks may run in bfloat16; what is done to spectra may not."""
+    @wraps(function)
+    def run(x, *args):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args)
+    return run
+
+
+def stft(wav, n_fft, hop_length, then=lambda spec: spec):
+    """(B, L) -> complex (B, n_fft/2 + 1, L/hop_length), Hann window, reflected edges. L is a multiple of the hop.
+    then: what to make of the spectrum, piece by piece, for a long song's is large."""
+    pad, window = (n_fft - hop_length) // 2, torch.hann_window(n_fft, device=wav.device)
     frames = F.pad(wav[:, None], (pad, pad), mode="reflect")[:, 0].unfold(-1, n_fft, hop_length)   # (B, T, n_fft)
-    return torch.fft.rfft(frames * torch.hann_window(n_fft, device=wav.device)).transpose(1, 2)
+    return torch.cat([then(torch.fft.rfft(piece * window).transpose(1, 2)) for piece in frames.split(4096, 1)], -1)
 
 
 def istft(spec, n_fft, hop_length):
@@ -229,12 +239,12 @@ def mel_filterbank(sample_rate, n_fft, n_mels):
     return (triangles * 2 / (high - low)).float()
 
 
+@in_float32
 def log_mel(wav, cfg):
     """(B, L) -> (B, M, T = L / hop_length): natural log of the mel magnitudes, at least ln(1e-5)."""
-    spec = stft(wav, cfg.n_fft, cfg.hop_length)
-    magnitude = (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
-    mel = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(wav.device) @ magnitude
-    return mel.clamp(min=1e-5).log()
+    filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(wav.device)
+    mel = lambda spec: filters @ (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
+    return stft(wav, cfg.n_fft, cfg.hop_length, mel).clamp(min=1e-5).log()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -264,12 +274,13 @@ def onset_envelope(mel):
     return rise.unflatten(-1, (-1, PATCH)).sum(-1)
 
 
+@in_float32
 def music_features(wav, mel, cfg):
     """(B, L) and its log-mel (B, M, T) -> (B, S, T/4), each row of roughly zero mean and unit variance."""
     low, n_fft = cfg.sample_rate // 4, 2048                                # 6 kHz is enough for chroma; 341 ms frames
-    spec = stft(resample(wav, cfg.sample_rate, low), n_fft, cfg.hop_length * PATCH // 4)
-    amplitude = spec.abs() * (4 / n_fft)                                   # a sine of amplitude 1 gives 1
-    chroma = (chroma_filterbank(low, n_fft).to(wav.device) @ amplitude).unflatten(1, (2, 12))
+    filters = chroma_filterbank(low, n_fft).to(wav.device) * (4 / n_fft)   # a sine of amplitude 1 gives 1
+    chroma = stft(resample(wav, cfg.sample_rate, low), n_fft, cfg.hop_length * PATCH // 4, lambda spec: filters @ spec.abs())
+    chroma = chroma.unflatten(1, (2, 12))
     chroma = chroma / (chroma.norm(dim=2, keepdim=True) + 0.01)            # shape, not loudness; silence gives 0
     onsets = onset_envelope(mel)
     edges = (0, 8, 40, cfg.n_mels)                                         # 0-270 Hz, 270-1700 Hz, 1.7-12 kHz
@@ -286,6 +297,7 @@ def pulse_filterbank(frame_rate, per_octave, octaves=3, slowest=0.9, taps=513):
     return (torch.cat([angle.cos(), angle.sin()]) * torch.hann_window(taps, periodic=False))[:, None]
 
 
+@in_float32
 def pulses(mel, cfg, per_octave=96):
     """log-mel (B, M, T) -> (B, 6, T/4): the beat that the onsets suggest, half of it and a quarter, as cosine and sine.
 
@@ -300,7 +312,9 @@ def pulses(mel, cfg, per_octave=96):
     energy = F.avg_pool1d(envelope.square(), 2 * reach + 1, 1, reach) * (2 * reach + 1)     # coherence: 0 to 1
     waves = (waves / (energy.sqrt() * reach ** 0.5 + 1e-3)).unflatten(1, (2, 3, per_octave))  # cos or sin; level; tempo
     power = waves.square().sum((1, 2))                                                       # a beat and its divisions
-    power = F.avg_pool1d(power, 1025, 1, 512)                              # (B, tempo, T/4): tempos change slowly
+    total, half = F.pad(power.double().cumsum(-1), (1, 0)), 512            # (B, tempo, T/4 + 1)
+    frame = torch.arange(power.shape[-1], device=mel.device)
+    power = total[..., (frame + half + 1).clamp(max=len(frame))] - total[..., (frame - half).clamp(min=0)]
     best = power.argmax(1)[:, None, None, None].expand(-1, 2, 3, -1, -1)
     return 12 * waves.gather(3, best).flatten(1, 3)
 
@@ -323,8 +337,8 @@ class ChannelNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x):
-        gain = self.gain.view(-1, *[1] * (x.dim() - 2))
-        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * gain
+        gain = self.gain.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+        return x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-6).to(x.dtype) * gain
 
 
 class LocalAttention(nn.Module):
@@ -349,17 +363,18 @@ class LocalAttention(nn.Module):
         q, k, v = self.qkv(self.norm(x)).unflatten(1, (3, -1, self.head)).transpose(-1, -2).unbind(1)
         q, k = self.rotate(q), self.rotate(k)                              # (B, heads, T, head)
         time = torch.arange(T, device=x.device)
-        if T <= 2 * R:                                                     # a clip: one block, everything within a mask
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=(time[:, None] - time).abs() <= R)
-        else:
-            extra = -T % R
-            q = F.pad(q, (0, 0, 0, extra)).unflatten(2, (-1, R))           # (B, heads, blocks, R, head)
-            k, v = (F.pad(t, (0, 0, R, R + extra)).unfold(2, 3 * R, R).transpose(-1, -2) for t in (k, v))
-            i = F.pad(time, (0, extra), value=T).view(-1, R, 1)            # the queries' times
-            j = torch.arange(0, T + extra, R, device=x.device)[:, None, None] + torch.arange(-R, 2 * R, device=x.device)
-            near = ((i - j).abs() <= R) & (j >= 0) & (j < T) | (i == T)    # (blocks, R, 3R); padding may look anywhere
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=near).flatten(2, 3)[:, :, :T]
-        return x + self.out(y.transpose(-1, -2).flatten(1, 2))
+        extra = -T % R
+        q = F.pad(q, (0, 0, 0, extra)).unflatten(2, (-1, R))               # (B, heads, blocks, R, head)
+        k, v = (F.pad(t, (0, 0, R, R + extra)).unflatten(2, (-1, R)) for t in (k, v))
+        k, v = (torch.cat([t[:, :, :-2], t[:, :, 1:-1], t[:, :, 2:]], 3) for t in (k, v))   # a block and its neighbours
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))     # (B blocks, heads, R or 3R, head)
+        i = F.pad(time, (0, extra), value=T).view(-1, R, 1)                # the queries' times
+        j = torch.arange(0, T + extra, R, device=x.device)[:, None, None] + torch.arange(-R, 2 * R, device=x.device)
+        near = ((i - j).abs() <= R) & (j >= 0) & (j < T) | (i == T)        # (blocks, R, 3R); padding may look anywhere
+        mask = torch.zeros(near.shape, dtype=q.dtype, device=x.device).masked_fill(~near, -math.inf)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None].repeat(len(x), 1, 1, 1))
+        y = y.unflatten(0, (len(x), -1)).permute(0, 2, 4, 1, 3).flatten(1, 2).flatten(2)[..., :T]      # (B, inner, T)
+        return x + self.out(y)
 
 
 class TimeBlock(nn.Module):
@@ -471,6 +486,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(ChannelNorm(C[0]), nn.SiLU(), nn.Conv2d(C[0], PATCH ** 2, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)                                # D_x starts as c_skip x: no guess at all
         nn.init.zeros_(self.out[-1].bias)
+        self.to(memory_format=torch.channels_last)                         # convolutions like it
 
     def forward(self, x, mu, expected, c_noise):
         """x, mu (B, M, T); expected (B, S, T/4); c_noise (B,) -> F_x (B, M, T). T is a multiple of 16."""
@@ -530,6 +546,7 @@ def stft_distance(a, b):
     return torch.stack([(log_spectrum(a, n_fft) - log_spectrum(b, n_fft)).abs().mean() for n_fft in (512, 1024, 2048)])
 
 
+@in_float32
 def match_mel(spec, log_mel, cfg):
     """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): a multiplicative
     update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
@@ -628,17 +645,16 @@ class FastSAG(nn.Module):
 
     @torch.no_grad()
     def analyse(self, wav):
-        """(B, L) at the level of the config -> normalised mel (B, M, T), features (B, S, T/4). Always in float32."""
-        with torch.autocast(wav.device.type, enabled=False):
-            mel = log_mel(wav, self.cfg)
-            return self.normalise(mel), music_features(wav, mel, self.cfg)
+        """(B, L) at the level of the config -> normalised mel (B, M, T), features (B, S, T/4)."""
+        mel = log_mel(wav, self.cfg)
+        return self.normalise(mel), music_features(wav, mel, self.cfg)
 
     def condition(self, vocals, hear=None):
         """vocals (B, L) -> expected features (B, S, T/4), mu (B, M, T): the two things that the U-Net is told.
         hear (B, 2), in training: 0 where the features or the pulses are kept from the encoder. One that must sometimes do
         without relies on neither too much, when a real voice does not sound like the training's."""
         mel, features = self.analyse(vocals)
-        with torch.no_grad(), torch.autocast(vocals.device.type, enabled=False):
+        with torch.no_grad():
             pulse = pulses(self.denormalise(mel), self.cfg)
         if hear is not None:
             features, pulse = (x * h for x, h in zip((features, pulse), hear[..., None, None].unbind(1)))
@@ -756,7 +772,7 @@ class FastSAG(nn.Module):
 
     def save(self, path):
         """Write what sampling needs, in half precision: {"config", "ema"}."""
-        save_atomically({"config": asdict(self.cfg), "ema": {k: v.half() for k, v in self.state_dict().items()}}, path)
+        save_checkpoint({"config": asdict(self.cfg), "ema": {k: v.half() for k, v in self.state_dict().items()}}, path)
 
     @classmethod
     def load(cls, path, device="auto"):
@@ -826,13 +842,10 @@ def bfloat16_pays(device):
     return seconds[torch.float32] > 1.3 * seconds[torch.bfloat16]
 
 
-def save_atomically(checkpoint, path):
-    """torch.save; the old file or the new one, never half of one. Raises UserError."""
-    with whole_file(path) as file:
-        try:
-            torch.save(checkpoint, file)
-        except RuntimeError:                                               # what a full disk is to torch
-            raise OSError(None, "torch.save failed") from None
+def save_checkpoint(checkpoint, path):
+    """A dict of plain values and tensors, whole or not at all. Raises UserError if it cannot be written."""
+    torch.save(checkpoint, buffer := io.BytesIO())
+    write(path, buffer.getbuffer())
 
 
 def load_checkpoint(path):

@@ -30,7 +30,7 @@ except ImportError:                                                        # Win
     resource = None
 
 from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, bfloat16_pays, chroma_of, demand, log_mel, music_features,
-                     onset_envelope, read_audio, resample, stft_distance, whole_file, writing)
+                     onset_envelope, read_audio, resample, stft_distance, write)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -124,11 +124,6 @@ def read_vocals(path):
     return wav, sample_rate
 
 
-def write(path, data):
-    with whole_file(path) as file:
-        file.write(data)
-
-
 def play_along(model, path, folder, args, clock):
     """One song: read, condition, draw, vocode, write. Returns its length in seconds and, for --page, its sections."""
     vocals, sample_rate = read_vocals(path)
@@ -154,8 +149,6 @@ def play_along(model, path, folder, args, clock):
             pair *= min(1, 0.99 / np.abs(pair.sum(1)).max())               # too loud a mix is turned down, never clipped
             accomp *= min(1, 0.99 / np.abs(accomp).max())
             picture = draw_song(model, wav, expected, mu, mel)
-            with writing(folder):
-                os.makedirs(folder, exist_ok=True)
             write(f"{folder}/accompaniment{number}.wav", audio_bytes(accomp, rate, again))
             write(f"{folder}/mix{number}.wav", audio_bytes(pair.sum(1), rate, again))
             write(f"{folder}/mel{number}.png", picture)

@@ -432,20 +432,20 @@ def test_training_stops_at_nan_and_resumes_only_what_it_can(tiny_set, tmp_path, 
     good = fastsag.load_checkpoint(path)
     for sentence, more, change in (("'seed': 0", ["--seed", "1"], {}), ("Missing key", [], dict(ema={})),
                                    ("another version", [], dict(optimizer={}))):
-        fastsag.save_atomically({**good, **change}, path)
+        fastsag.save_checkpoint({**good, **change}, path)
         assert train.main([*args, "--resume", *more]) == 2
         err = capsys.readouterr().err
         assert sentence in err and err.count("\n") == 1, err
 
 def test_a_vocoder_learns_on_top_of_a_model_and_resumes_with_the_same_bits(tiny_set, checkpoint, tmp_path, monkeypatch):
-    save, path, copy = train.save_atomically, tmp_path / "checkpoint.pt", tmp_path / "step4.pt"
+    save, path, copy = train.save_checkpoint, tmp_path / "checkpoint.pt", tmp_path / "step4.pt"
 
     def save_and_keep(state, path):
         save(state, path)
         if state["step"] == 4:                                             # from here on with judges
             shutil.copy(path, copy)
 
-    monkeypatch.setattr(train, "save_atomically", save_and_keep)
+    monkeypatch.setattr(train, "save_checkpoint", save_and_keep)
     args = train_args(tiny_set, tmp_path, "--vocoder", "--steps", "6", "--every", "2", "--accumulate", "2", "--crop", "0.68")
     assert train.main([*args, "--start", str(checkpoint)]) == 0
     before, whole = FastSAG.load(checkpoint, "cpu").state_dict(), FastSAG.load(path, "cpu").state_dict()

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from fastsag import (PRESETS, Config, FastSAG, UserError, Vocoder, audio_bytes, demand, fitting, load_checkpoint, log_mel,
-                     log_spectrum, pick_device, save_atomically, stft_distance, whole_file, writing)
+                     log_spectrum, pick_device, save_checkpoint, stft_distance, write, writing)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -117,9 +117,9 @@ class VocoderTask(nn.Module):
         return {"mix": rand(batch, 1), "blur": rand(batch, 1, 1), "start": (128 * rand(batch, 1, 1)).long(),
                 "noise": torch.randn(batch, self.cfg.n_mels, frames, generator=generator, device=generator.device)}
 
-    def forward(self, vocals, accomp, draw, adversarial=True):
+    def forward(self, vocals, accomp, draw, judge=None):
         """vocals, accomp (B, L) -> {name: weighted loss}. Of four clips two are bands, one is a voice and one is both. Their
-        mels are blurred and made noisy, a little or not at all, because the diffusion's mels are."""
+        mels are blurred and made noisy, a little or not at all, because the diffusion's mels are. judge: which one is asked."""
         mix = draw["mix"]
         wav = torch.where(mix < 0.5, accomp, torch.where(mix < 0.75, vocals, 0.7 * (vocals + accomp)))
         mel = log_mel(wav, self.cfg)
@@ -128,13 +128,13 @@ class VocoderTask(nn.Module):
         made = self.model.vocoder(rough + 0.2 * amount * draw["noise"], draw["start"])
         losses = {"mel": 2 * F.l1_loss(log_mel(made, self.cfg), mel),
                   "stft": stft_distance(made, wav).mean()}
-        for judge in self.judges if adversarial else ():                   # hinge losses (Lim & Ye 2017), feature matching
+        if judge is not None:                                              # hinge losses (Lim & Ye 2017), feature matching
+            judge = self.judges[judge]
             still = {name: weight.detach() for name, weight in judge.named_parameters()}
             real, fake, faced = judge(wav), judge(made.detach()), functional_call(judge, still, made)
             near = sum(F.l1_loss(a, b.detach()) for a, b in zip(faced[:-1], real[:-1]))
-            for name, loss in dict(judge=(1 - real[-1]).relu().mean() + (1 + fake[-1]).relu().mean(),
-                                   fool=-0.1 * faced[-1].mean(), match=0.2 * near).items():
-                losses[name] = losses.get(name, 0) + loss
+            losses |= {"judge": (1 - real[-1]).relu().mean() + (1 + fake[-1]).relu().mean(),
+                       "fool": -0.3 * faced[-1].mean(), "match": 0.6 * near}
         return losses
 
 
@@ -175,21 +175,22 @@ def listen(model, songs, length, vocoder):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=["data/demo"], help="prepared sets (default: data/demo)")
-    parser.add_argument("--out", default="runs/demo", help="folder of the run (default: runs/demo)")
-    parser.add_argument("--preset", choices=PRESETS, default="demo", help="size of the model (default: demo)")
-    parser.add_argument("--steps", type=int, default=20000, help="training steps, the length of the schedule (default: 20000)")
-    parser.add_argument("--minutes", type=float, help="train this long, whatever the number of steps")
-    parser.add_argument("--batch-size", type=int, default=16, help="clips per step, all processes together (default: 16)")
-    parser.add_argument("--accumulate", type=int, default=1, help="take a batch in so many parts, to save memory (default: 1)")
-    parser.add_argument("--crop", type=float, help="seconds per clip; a beat shows over long stretches (default: 43.69; 0.68 for the vocoder)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: 1e-3)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
-    parser.add_argument("--every", type=int, default=250, help="steps between validations, samples and saves (default: 250)")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
-    parser.add_argument("--start", metavar="WEIGHTS", help="begin with these instead of at random, as with assets/demo.pt")
-    parser.add_argument("--vocoder", action="store_true", help="train the vocoder instead, leave the rest as it is in --start")
+    add = parser.add_argument
+    add("--data", nargs="+", default=["data/demo"], help="prepared sets (default: data/demo)")
+    add("--out", default="runs/demo", help="folder of the run (default: runs/demo)")
+    add("--preset", choices=PRESETS, default="demo", help="size of the model (default: demo)")
+    add("--steps", type=int, default=20000, help="training steps, the length of the schedule (default: 20000)")
+    add("--minutes", type=float, help="train this long, whatever the number of steps")
+    add("--batch-size", type=int, default=16, help="clips per step, all processes together (default: 16)")
+    add("--accumulate", type=int, default=1, help="take a batch in so many parts, to save memory (default: 1)")
+    add("--crop", type=float, help="seconds per clip (default: 43.69, for a beat shows over long stretches; vocoder: 0.68)")
+    add("--lr", type=float, default=1e-3, help="highest learning rate (default: 1e-3)")
+    add("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
+    add("--every", type=int, default=250, help="steps between validations, samples and saves (default: 250)")
+    add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    add("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
+    add("--start", metavar="WEIGHTS", help="begin with these instead of at random, as with assets/demo.pt")
+    add("--vocoder", action="store_true", help="train the vocoder instead, leave the rest as it is in --start")
     args = parser.parse_args(argv)
     try:
         train(args)
@@ -207,14 +208,11 @@ def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
     args.crop = args.crop or (0.68 if args.vocoder else 43.69)
-    demand((args.accumulate >= 1, f"--accumulate {args.accumulate}: must be at least 1"),
-           (args.batch_size >= 1 and args.batch_size % (world * args.accumulate) == 0,
-            f"--batch-size {args.batch_size}: must be a positive multiple of {world} processes x {args.accumulate} parts"),
-           (args.steps >= 1, f"--steps {args.steps}: must be at least 1"),
-           (args.every >= 1, f"--every {args.every}: must be at least 1"),
-           (args.minutes is None or args.minutes > 0, f"--minutes {args.minutes}: must be positive"),
-           (args.crop >= 0.5, f"--crop {args.crop:g}: must be at least 0.5 seconds"),
-           (args.lr > 0, f"--lr {args.lr:g}: must be positive"))
+    least = dict(accumulate=1, batch_size=1, steps=1, every=1, minutes=0.01, crop=0.5, lr=1e-9)
+    demand(*((vars(args)[name] is None or vars(args)[name] >= value,
+              f"--{name.replace('_', '-')} {vars(args)[name]}: must be at least {value}") for name, value in least.items()),
+           (args.batch_size % (world * args.accumulate) == 0,
+            f"--batch-size {args.batch_size}: must be a multiple of {world} processes x {args.accumulate} parts"))
     device = pick_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -275,7 +273,7 @@ def train(args):
 
     def save():
         if rank == 0:
-            save_atomically({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": task.state_dict(),
+            save_checkpoint({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": task.state_dict(),
                              "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds, "settings": settings}, path)
 
     began, recent = time.time() - seconds, []
@@ -310,9 +308,9 @@ def train(args):
             for part in range(args.accumulate):
                 rows = slice(part, None, args.accumulate)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    # the judges come in for the last third, when the vocoder has learnt the rough of it
+                    # the judges come in for the last third, in turns, when the vocoder has learnt the rough of it
                     some = parallel(vocals[rows], accomp[rows], {name: value[rows] for name, value in draw.items()},
-                                    *[share > 2 / 3] * args.vocoder)
+                                    *[step % 3 if share > 2 / 3 else None] * args.vocoder)
                 some = {name: loss.mean() / args.accumulate for name, loss in some.items()}
                 sum(some.values()).backward()
                 losses = {name: losses.get(name, 0) + loss.detach() for name, loss in some.items()}
@@ -352,8 +350,7 @@ def train(args):
                     losses = validate(ema, val_songs, length, args.vocoder)
                     say(f"step {step:6d}  validation: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
                     example = listen(ema, val_songs, max(length, 64 * model.frame_length), args.vocoder)
-                    with whole_file(f"{args.out}/sample.wav") as file:
-                        file.write(audio_bytes(example, Config.sample_rate))
+                    write(f"{args.out}/sample.wav", audio_bytes(example, Config.sample_rate))
     say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; "
         f"listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
