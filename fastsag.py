@@ -18,7 +18,7 @@ training as in Grad-TTS (Popov et al. 2021).
 import io
 import math
 import os
-import time
+import timeit
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -207,22 +207,31 @@ def stft(wav, n_fft, hop_length, then=lambda spec: spec):
     then: what to make of the spectrum, piece by piece, for a long song's is large."""
     pad, window = (n_fft - hop_length) // 2, torch.hann_window(n_fft, device=wav.device)
     frames = F.pad(wav[:, None], (pad, pad), mode="reflect")[:, 0].unfold(-1, n_fft, hop_length)   # (B, T, n_fft)
-    return torch.cat([then(torch.fft.rfft(piece * window).transpose(1, 2)) for piece in frames.split(4096, 1)], -1)
+    pieces = [then(torch.fft.rfft(piece * window).transpose(1, 2)) for piece in frames.split(4096, 1)]
+    return torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0]
+
+
+def overlap_add(frames, hop_length):
+    """(B, T, n_fft), each frame a hop after the last -> their sum (B, (T - 1) * hop + n_fft)."""
+    B, T, n_fft = frames.shape
+    slices = frames.unflatten(-1, (-1, hop_length))                        # one hop-sized slice of all frames at a time
+    total = frames.new_zeros(B, T + n_fft // hop_length - 1, hop_length)
+    for i in range(n_fft // hop_length):
+        total[:, i: i + T] += slices[:, :, i]
+    return total.flatten(1)
+
+
+@lru_cache(maxsize=2)
+def overlapped_window(T, n_fft, hop_length, device):
+    window = torch.hann_window(n_fft, device=device)
+    return overlap_add(window.square().expand(1, T, n_fft), hop_length).clamp(min=1e-6)
 
 
 def istft(spec, n_fft, hop_length):
     """The least-squares inverse of stft: windowed frames are added up and divided by the added-up squared window."""
-    window = torch.hann_window(n_fft, device=spec.device)
-    frames = torch.fft.irfft(spec.transpose(1, 2), n=n_fft) * window                               # (B, T, n_fft)
-    overlap = n_fft // hop_length
-
-    def add_up(frames):                                                    # overlap-add, one hop-sized slice at a time
-        parts = frames.unflatten(-1, (overlap, hop_length))                # (B, T, overlap, hop)
-        return sum(F.pad(parts[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap)).flatten(1)
-
-    pad = (n_fft - hop_length) // 2
-    norm = add_up(window.square().expand(1, frames.shape[1], n_fft))
-    return (add_up(frames) / norm.clamp(min=1e-6))[:, pad:-pad]
+    frames = torch.fft.irfft(spec.transpose(1, 2), n=n_fft) * torch.hann_window(n_fft, device=spec.device)
+    pad, norm = (n_fft - hop_length) // 2, overlapped_window(frames.shape[1], n_fft, hop_length, spec.device)
+    return (overlap_add(frames, hop_length) / norm)[:, pad:-pad]
 
 
 @lru_cache
@@ -551,13 +560,14 @@ def match_mel(spec, log_mel, cfg):
     """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): a multiplicative
     update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
-    have = filters @ (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
-    return spec * (filters.T @ (log_mel.exp() / have)) / filters.sum(0)[:, None].clamp(min=1e-8)
+    spec, want = spec.transpose(1, 2), log_mel.exp().transpose(1, 2)       # frames first, as they lie in memory
+    have = (spec.real.square() + spec.imag.square() + 1e-9).sqrt() @ filters.T
+    return (spec * ((want / have) @ (filters / filters.sum(0).clamp(min=1e-8)))).transpose(1, 2)
 
 
 class Vocoder(nn.Module):
     """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
-    around it. The mel has the last word about how loud each band is: five times, for each inverse STFT moves it again.
+    around it. The mel has the last word about how loud each band is: nine times, for each inverse STFT moves it again.
 
     A steady tone has the same mel in every frame, but its phase moves on. Something must tell the frames apart: phases are
     given relative to each bin's own rotation, i^(k t), and clocks of up to 128 frames let tones between the bins drift."""
@@ -578,18 +588,18 @@ class Vocoder(nn.Module):
         x = self.embed(torch.cat([x, clock.cos(), clock.sin()], 1))
         log_magnitude, phase = self.out(self.blocks(x)).float().chunk(2, 1)
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
-        turns = time * torch.arange(phase.shape[1], device=mel.device)[:, None] % 4                       # quarter turns
+        turns = time % 4 * torch.arange(phase.shape[1], device=mel.device)[:, None].float() % 4          # quarter turns
         phase = phase + math.pi / 2 * turns
         spec = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
         wav = ahead = istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
-        for _ in range(4):
+        for _ in range(8):
             last, spec = wav, stft(ahead, cfg.n_fft, cfg.hop_length)
             wav = istft(match_mel(spec, mel, cfg), cfg.n_fft, cfg.hop_length)
             ahead = wav + 0.5 * (wav - last)                               # momentum, as in griffin_lim
         return wav
 
-    def long(self, mel, piece=1024, halo=128):
-        """The same for a song, in pieces of 11 s with more to either side than the network sees: no seam exists."""
+    def long(self, mel, piece=2048, halo=64):
+        """The same for a song, in pieces of 22 s with more to either side than the network sees: no seam exists."""
         hop, wavs = self.cfg.hop_length, []
         for start in range(0, mel.shape[-1], piece):
             a = max(0, start - halo)
@@ -758,7 +768,8 @@ class FastSAG(nn.Module):
     def vocode(self, mel, vocoder="neural"):
         """log-mel (1, M, T) -> waveform (1, T * hop). "neural" falls back to "griffinlim" if the weights have none."""
         if vocoder == "neural" and self.vocoder is not None:
-            return self.vocoder.long(mel)
+            with torch.autocast(mel.device.type, torch.bfloat16, enabled=bfloat16_pays(mel.device)):
+                return self.vocoder.long(mel)
         return griffin_lim(mel, self.cfg)
 
     def render(self, mel, gain, sample_rate, length, vocoder="neural"):
@@ -830,16 +841,11 @@ def bfloat16_pays(device):
     times as long, so a CPU is tried."""
     if device.type != "cpu":
         return device.type == "cuda"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
+
+    def seconds(dtype):
         conv, x = nn.Conv2d(48, 48, 3, dtype=dtype), torch.randn(1, 48, 25, 32, dtype=dtype)
-        runs = []
-        for _ in range(3):
-            start = time.perf_counter()
-            conv(x)
-            runs.append(time.perf_counter() - start)
-        seconds[dtype] = min(runs)
-    return seconds[torch.float32] > 1.3 * seconds[torch.bfloat16]
+        return min(timeit.repeat(lambda: conv(x), number=1, repeat=3))
+    return seconds(torch.float32) > 1.3 * seconds(torch.bfloat16)
 
 
 def save_checkpoint(checkpoint, path):

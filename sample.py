@@ -18,6 +18,7 @@ import struct
 import sys
 import time
 import zlib
+from itertools import count
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ try:
 except ImportError:                                                        # Windows counts memory in another way
     resource = None
 
-from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, bfloat16_pays, chroma_of, demand, log_mel, music_features,
-                     onset_envelope, read_audio, resample, stft_distance, write)
+from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, bfloat16_pays, chroma_of, demand, log_mel,
+                     music_features, onset_envelope, read_audio, resample, stft_distance, write)
 from prep import read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -272,8 +273,8 @@ def measure(wav, true, cfg, song):
 def copy_distances(made, true, cfg):
     """made, true (1, L): the same band, once out of its mel -> dict of what the vocoder lost."""
     mels = [log_mel(x, cfg) for x in (made, true)]
-    peaks = [mel_onsets.flatten().topk(max(1, mel_onsets.numel() // 100)).values.mean()
-             for mel_onsets in (onset_envelope(mel).mean(1) for mel in mels)]
+    onsets = [onset_envelope(mel).mean(1).flatten() for mel in mels]
+    peaks = [x.topk(max(1, len(x) // 100)).values.mean() for x in onsets]
     return {"log-STFT distance": stft_distance(made, true).mean().item(), "log-mel L1": F.l1_loss(*mels).item(),
             "onset sharpness": (peaks[0] / peaks[1]).item()}
 
@@ -286,61 +287,55 @@ def frechet(a, b):
 
 
 @torch.no_grad()
-def evaluate(model, folder, args):
-    """Print the table for the validation songs of a prepared set, at most 30 s of each, and one for the vocoders."""
-    cfg = model.cfg
-    songs = read_set(folder, "val", cfg.level_dbfs)
-    if len(songs) < 2:
-        raise UserError(f"{folder} has one validation song; a floor needs another song's band, so at least 2")
-
-    def load(song):
-        _, pairs, gains = song
-        length = min(len(pairs), 30 * cfg.sample_rate) // model.frame_length * model.frame_length
-        return torch.from_numpy(pairs[:length] * gains).T                  # (2, L)
-
+def evaluate(model, folder, args, longest=30):
+    """Print the table for the validation songs of a prepared set, `longest` seconds of each, and one for the vocoders."""
+    cfg, songs = model.cfg, read_set(folder, "val", model.cfg.level_dbfs)
+    demand((len(songs) > 1, f"{folder} has one validation song; a floor needs another song's band, so at least 2"))
     vocoders = ["neural", "griffinlim"] if model.vocoder is not None else ["griffinlim"]
-    if args.vocoder not in vocoders:
-        args.vocoder = "griffinlim"
-    rows, patches, copies, seconds, spent = {}, {}, {}, 0.0, dict(play=0.0, neural=0.0, griffinlim=0.0)
-    def timed(name, function):
-        start = time.perf_counter()
-        result = function()
-        spent[name] += time.perf_counter() - start
-        return result
+    vocoder = args.vocoder if args.vocoder in vocoders else "griffinlim"
+    rows, patches, copies, seconds, clock = {}, {}, {}, 0.0, Clock()
 
-    def play(vocals):
-        expected, mu = model.condition(vocals[None].to(model.device))
-        mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
-        return mu, model.vocode(model.denormalise(mel), args.vocoder)[0].cpu()
+    def load(song):                                                        # (2, L): vocals, accompaniment
+        _, pairs, gains = song
+        length = min(len(pairs), longest * cfg.sample_rate) // model.frame_length * model.frame_length
+        return torch.from_numpy(pairs[:length] * gains).T.to(model.device)
 
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
         vocals, true = load(song)
         other = load(songs[(i + len(songs) // 2) % len(songs)])[1]         # half the set away: not the same singer's song
-        seconds += len(true) / cfg.sample_rate
-        mu, generated = timed("play", lambda: play(vocals))
-        true_mel = log_mel(true[None].to(model.device), cfg)
-        copy = {name: timed(name, lambda: model.vocode(true_mel, name)).cpu() for name in vocoders}
-        for name, made in copy.items():
+        true_mel, seconds = log_mel(true[None], cfg), seconds + len(true) / cfg.sample_rate
+        clock("load")
+        expected, mu = model.condition(vocals[None])
+        mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
+        wavs = {"true band": true, "true band's mel": None,
+                "generated": model.vocode(model.denormalise(mel), vocoder)[0]}
+        clock("generated")
+        for name in vocoders:
+            made = model.vocode(true_mel, name)
+            clock(name)
             copies.setdefault(name, []).append(copy_distances(made, true[None], cfg))
-        for row, wav in {"true band": true, "true band's mel": copy[args.vocoder][0],
-                         "generated": generated, "prior mu alone": model.vocode(model.denormalise(mu), args.vocoder)[0].cpu(),
-                         "the vocals themselves": vocals, "mismatched (another song's)": other}.items():
+            if name == vocoder:
+                wavs["true band's mel"] = made[0]
+        wavs |= {"prior mu alone": model.vocode(model.denormalise(mu), vocoder)[0], "the vocals themselves": vocals,
+                 "mismatched (another song's)": other}
+        for row, wav in wavs.items():
             n = min(len(wav), len(true)) // model.frame_length * model.frame_length
-            result, some = measure(wav[:n], true[:n], cfg, song[0])
+            result, some = measure(wav[:n].cpu(), true[:n].cpu(), cfg, song[0])
             rows.setdefault(row, []).append(result)
             patches.setdefault(row, []).append(some)
+        clock("measure")
 
     names = list(rows["generated"][0])
     patches = {row: np.concatenate(some) for row, some in patches.items()}
     print(f"{folder}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}, "
-          f"{args.vocoder}; mean and 95 % interval over songs")
+          f"{vocoder}; mean and 95 % interval over songs")
     print(f"{'':28s}" + "".join(f"{name:>16s}" for name in names) + f"{'Frechet':>10s}")
-    table = {row: np.array([[r[name] for name in names] for r in results]) for row, results in rows.items()}
-    for row, values in table.items():
-        half = 1.96 * values.std(0, ddof=1) / len(values) ** 0.5
-        print(f"{row:28s}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in zip(values.mean(0), half))
+    mean = {}
+    for row, results in rows.items():
+        values = np.array([list(result.values()) for result in results])
+        mean[row], half = values.mean(0), 1.96 * values.std(0, ddof=1) / len(values) ** 0.5
+        print(f"{row:28s}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in zip(mean[row], half))
               + f"{frechet(patches[row], patches['true band']):10.2f}")
-    mean = {row: values.mean(0) for row, values in table.items()}
     floor, ceiling = mean["mismatched (another song's)"], mean["true band's mel"]
     for row in ("generated", "prior mu alone", "the vocals themselves"):
         closed = 100 * (mean[row] - floor) / (ceiling - floor)
@@ -348,27 +343,28 @@ def evaluate(model, folder, args):
     for name, distances in copies.items():
         means = {key: np.mean([d[key] for d in distances]) for key in distances[0]}
         print(f"true bands' mels through {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items())
-              + f", {seconds / spent[name]:.0f} times real time")
-    print(f"RTF {spent['play'] / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
+              + f", {seconds / clock.spent[name]:.0f} times real time")
+    print(f"RTF {clock.spent['generated'] / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
 
 
 def main(argv=None):
     clock = Clock()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("vocals", nargs="*", help="audio files with solo singing: from 0.5 s on, any rate and channel count")
-    parser.add_argument("--out", default="out", help="folder to write to (default: out)")
     shipped = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "demo.pt")
-    parser.add_argument("--checkpoint", default=shipped, help="weights (default: assets/demo.pt)")
-    parser.add_argument("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
-    parser.add_argument("--guidance", type=float, default=6.0,
-                        help="1: none, a third less time; more: closer to the voice, less varied (default: 6)")
-    parser.add_argument("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
-    parser.add_argument("--vocoder", choices=["neural", "griffinlim"], default="neural",
-                        help="the learnt one, where the weights hold one, or Griffin-Lim (default: neural)")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
-    parser.add_argument("--page", action="store_true", help="also write OUT/index.html: all takes to listen to and to mix")
-    parser.add_argument("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("vocals", nargs="*", help="audio files with solo singing: from 0.5 s on, any rate and channel count")
+    add("--out", default="out", help="folder to write to (default: out)")
+    add("--checkpoint", default=shipped, help="weights (default: assets/demo.pt)")
+    add("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
+    add("--guidance", type=float, default=6.0,
+        help="1: none, a third less time; more: closer to the voice, less varied (default: 6)")
+    add("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
+    add("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
+    add("--vocoder", choices=["neural", "griffinlim"], default="neural",
+        help="the learnt one, where the weights hold one, or Griffin-Lim (default: neural)")
+    add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    add("--page", action="store_true", help="also write OUT/index.html: all takes to listen to and to mix")
+    add("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")
     words = sys.argv[1:] if argv is None else argv
     words = [os.path.join(".", word) if word.startswith("-") and os.path.isfile(word) else word for word in words]
     args = parser.parse_args(words)                                        # a file called -x.wav is no option
@@ -387,11 +383,9 @@ def main(argv=None):
             return 0
         seconds, folders, sections = 0.0, set(), []
         for path in args.vocals:
-            name = os.path.splitext(os.path.basename(path))[0]
-            folder, number = os.path.join(args.out, name), 1
-            while folder in folders:                                       # a/vocals.wav and b/vocals.wav
-                number += 1
-                folder = os.path.join(args.out, f"{name}-{number}")
+            name = os.path.join(args.out, os.path.splitext(os.path.basename(path))[0])
+            names = (f"{name}-{number}" if number > 1 else name for number in count(1))      # a/vocals.wav, b/vocals.wav
+            folder = next(name for name in names if name not in folders)
             folders.add(folder)
             try:
                 length, takes = play_along(model, path, folder, args, clock)
