@@ -328,9 +328,8 @@ def record_vocals(rng, wave):
 # ---------------------------------------------------------------------------------------------------------------------
 # The band: every instrument is a list of overtones and how they fade
 
-# Overtone k has the amplitude k ** -slope. Then: seconds of attack and release; decay of the whole tone and, once more for
-# each overtone, dark (1/s); flat and sharp, cents of two strings or oscillators; vibrato, cents; puff, noise of hammer, pick
-# or breath. A pair is drawn from .. to for each player.
+# Overtone k has the amplitude k ** -slope. Attack, release: s; decay of the tone, dark once more for each overtone: 1/s;
+# flat, sharp (two strings or oscillators), vibrato: cents; puff: noise of hammer, pick, breath. Pairs: drawn from .. to.
 Instrument = namedtuple("Instrument", "overtones attack decay dark release flat sharp vibrato puff")
 INSTRUMENTS = dict(
     #        slope       attack       decay       dark        release flat   sharp    vibrato  puff
@@ -352,8 +351,7 @@ EXCEPT = dict(                               # what else is particular about the
 
 def tone(rng, instrument, midi, seconds):
     """One note, (L,). With z = e^(i phase - dark t), overtone k is z^k: a polynomial instead of a sine each."""
-    t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    freq = 440 * 2 ** ((midi - 69) / 12)
+    t, freq = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE, 440 * 2 ** ((midi - 69) / 12)
     overtones, wave = instrument.overtones[:int(11000 / freq)], np.zeros(len(t), np.float32)
     detune = (-instrument.flat, instrument.sharp) if instrument.flat else (0,)
     for cents in detune:
@@ -435,8 +433,8 @@ class Band:
                 tones = voicing["comping"]
                 for beat, sign, length in steps(bridge if kind == "bridge" else score.groove, begin, end):
                     if sign in "0123":
-                        ring = min(1.5, end - beat + 0.2)
-                        yield "comping", [*tones, tones[0] + 12][int(sign)], beat, ring, 1.3 * accent(beat)
+                        midi = [*tones, tones[0] + 12][int(sign)]
+                        yield "comping", midi, beat, min(1.5, end - beat + 0.2), 1.3 * accent(beat)
                     held = min(length, end - beat) if sign == "X" else 0.3
                     for i, midi in enumerate(tones if sign in "Xx" else []):                        # a strum, low to high
                         yield "comping", midi, beat + 0.015 * i, held, accent(beat)
@@ -446,17 +444,15 @@ class Band:
                     sign = "R" if beat == begin else sign                   # a new chord shows its root at once
                     if sign in pitches:
                         yield "bass", pitches[sign], beat, min(0.9 * length, end - beat), accent(beat)
-                for midi in voicing["pad"] if pad_plays else []:
-                    yield "pad", midi, begin, end - begin, force
+                yield from (("pad", midi, begin, end - begin, force) for midi in voicing["pad"] if pad_plays)
             if drums_play and lines:
                 busy = kind in ("chorus", "gap")
                 fill = first + beats - (2 if busy else 1)
                 for drum, pattern, gain in lines:
                     for beat, sign, _ in steps(pattern, first, fill):
                         if sign != ".":
-                            sound = "open" if busy and drum == "pulse" and beat % 1 == 0.5 else drum
-                            loud = force * gain * dict(X=1, x=0.75, o=0.4)[sign]
-                            yield "drums", sound, beat, 0, loud * rng.uniform(0.8, 1)
+                            hit = "open" if busy and drum == "pulse" and beat % 1 == 0.5 else drum
+                            yield "drums", hit, beat, 0, force * gain * dict(X=1, x=0.75, o=0.4)[sign] * rng.uniform(0.8, 1)
                         elif drum == "kick" and rng.random() < 0.02:        # nobody plays like a machine
                             yield "drums", "kick", beat, 0, 0.5 * force
                 for beat in np.arange(fill, first + beats, 0.25):
@@ -484,10 +480,8 @@ class Band:
             at = int((score.seconds(beat) + abs(rng.normal(0, self.tightness))) * SAMPLE_RATE)
             wave = wave[max(-at, 0):max(length - at, 0)]                    # what began before the file is cut
             tracks[player][max(at, 0):max(at, 0) + len(wave)] += np.float32(gain) * wave
-        mix = np.zeros(length, np.float32)
-        for player, wave in tracks.items():
-            if wave.any():
-                mix += wave * np.float32(decibels(self.balance[player] - 20 - active_dbfs(wave, SAMPLE_RATE)))
+        mix = sum((wave * np.float32(decibels(self.balance[player] - 20 - active_dbfs(wave, SAMPLE_RATE)))
+                   for player, wave in tracks.items() if wave.any()), np.zeros(length, np.float32))
         mix = np.tanh(2 * filter_and_room(rng, mix, **self.room, bumps=2, low_cut=30, high_cut=11500))  # loud peaks give way
         mix[:480] *= np.linspace(0, 1, 480)                                 # 20 ms: the file may begin in a note
         return mix.astype(np.float32)
@@ -555,9 +549,8 @@ def find_stems(paths):
 
 
 def load_stems(song, quiet=-50, longest=4, shortest=3):
-    """The useful stretches of a song -> [float32 (vocals and accompaniment, L) at 24 kHz], one gain for all: no parts of
-    more than `longest` s where either stays below `quiet` dBFS (20 log10 of the RMS over 100 ms), and of at least `shortest`
-    s. Raises UserError if the files cannot be used."""
+    """The useful stretches of a song -> [float32 (vocals and accompaniment, L) at 24 kHz], one gain for all: `shortest` s or
+    more, without pauses of over `longest` s below `quiet` dBFS (20 log10 of the RMS over 100 ms) in either; or UserError."""
     files = [read_audio(path, mono=bool(song.band)) for path in [song.vocals, *(song.band or [])]]
     waves = [wave for channels, rate in files for wave in resample(torch.from_numpy(channels), rate, SAMPLE_RATE).numpy()]
     if not song.band:
