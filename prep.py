@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 from collections import namedtuple
+from contextlib import suppress
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -26,8 +27,7 @@ from tqdm import tqdm
 
 from fastsag import Config, UserError, active_dbfs, demand, read_audio, resample, writing
 
-SAMPLE_RATE = Config.sample_rate
-FORMAT = 1                                                                  # of a prepared set
+SAMPLE_RATE, FORMAT = Config.sample_rate, 1                                 # Hz; version of a prepared set
 N_VOICES, N_BANDS, HELD_OUT = 480, 240, 8                                   # every 8th voice and band: validation only
 decibels = lambda db: 10 ** (np.asarray(db) / 20)                           # to a factor of amplitude
 
@@ -35,20 +35,18 @@ decibels = lambda db: 10 ** (np.asarray(db) / 20)                           # to
 # ---------------------------------------------------------------------------------------------------------------------
 # The score. Time is counted in beats, pitch in MIDI notes (69 = 440 Hz), harmony in degrees of a scale.
 
-MODES = dict(major=(0, 2, 4, 5, 7, 9, 11), minor=(0, 2, 3, 5, 7, 8, 10),
-             mixolydian=(0, 2, 4, 5, 7, 9, 10), dorian=(0, 2, 3, 5, 7, 9, 10))
-LOOPS = dict(major=("1564", "6415", "1645", "4156", "2511", "1415", "1625", "1345", "15634145", "111144115415"),
-             minor=("1637", "1415", "1675", "1765", "6715", "1473", "1646", "14736251"),
-             mixolydian=("1741", "1714", "1547", "1177"), dorian=("1414", "1434", "1747", "1144"))
+MODES = dict(major=((0, 2, 4, 5, 7, 9, 11), "1564 6415 1645 4156 2511 1415 1625 1345 15634145 111144115415"),
+             minor=((0, 2, 3, 5, 7, 8, 10), "1637 1415 1675 1765 6715 1473 1646 14736251"),
+             mixolydian=((0, 2, 4, 5, 7, 9, 10), "1741 1714 1547 1177"),    # scale in semitones, loops of chords
+             dorian=((0, 2, 3, 5, 7, 9, 10), "1414 1434 1747 1144"))
 STRONG = {3: (0,), 4: (0, 2)}                                               # the strong beats of a bar of 3 or 4
 # The sections: the singer's range and density (shares, from .. to) and dB; the band's force, chance of drums and of a pad
 SUNG = dict(verse=(0, 0.7, 0.25, 0.95, -2), chorus=(0.3, 1, 0.1, 0.75, 1), bridge=(0.15, 0.85, 0.1, 0.75, 0))
 PLAYED = dict(intro=(0.75, 0.5, 0.5), verse=(0.8, 0.9, 0.3), chorus=(1, 1, 0.8), bridge=(0.85, 0.9, 1), gap=(0.9, 0.9, 0.5))
 
-# A band's style: slowest and fastest tempo (beats per minute), beats per bar, place of the off-beat eighth in its beat (2/3:
-# a triplet shuffle), then patterns of a sign per sixteenth note, '|' between alternatives. Kick, snare, hat: X accent,
-# x normal, o soft. Below, bass: R root, 3 third, 5 fifth, 8 octave; harmony: X a chord held until the next sign, x a short
-# chord, 0-3 single chord tones that ring.
+# A band's style: tempo from .. to (beats per minute), beats per bar, place of the off-beat eighth (2/3: shuffle), then
+# patterns of a sign per sixteenth, '|' between alternatives. Kick, snare, hat: X accent, x normal, o soft. Below, bass: R
+# root, 3 third, 5 fifth, 8 octave; harmony: X a chord held until the next sign, x a short one, 0-3 single tones that ring.
 Style = namedtuple("Style", "name slowest fastest meter swing kick snare hat bass harmony")
 STYLES = """
 ballad    65  92 4 .5  X.........x.....|X......xx....... ....X.......X...                  x.o.x.o.x.o.x.o.
@@ -74,8 +72,7 @@ polka     85 140 4 .5  X.......X.......                  ....x.......x...|..x...
 anthem    90 150 4 .5  X...X...X...X...|X.......X....... ....X.......X...                  o.x.o.x.o.x.o.x.|xoxoxoxoxoxoxoxo
                        R.R.R.R.R.R.R.R.|R.......R....... X..x..x.X..x..x.|X...............|x.xx.xx.x.xx.xx.
 """.split()
-STYLES = [Style(name, float(slowest), float(fastest), int(meter), float(swing), *patterns)
-          for name, slowest, fastest, meter, swing, *patterns in np.reshape(STYLES, (-1, 10)).tolist()]
+STYLES = [Style(row[0], *map(float, row[1:5]), *row[5:]) for row in np.reshape(STYLES, (-1, 10)).tolist()]
 # seconds: beat -> seconds; groove: the pattern of the chords; sections: [(kind, first beat, beats)]; chords: [(first beat,
 # end beat, pitch classes, root first)]; notes: [Note] that are sung: start, length, MIDI, dB, is it the first of its phrase?
 Score = namedtuple("Score", "tempo seconds style groove sections chords notes")
@@ -128,17 +125,17 @@ def write_melody(rng, chord_at, scale, low, high, bars, meter, loudness, **rhyth
 
 def compose(rng, style, low, high, seconds):
     """A song of at least `seconds` in a random key for a singer with the range low..high (MIDI)."""
-    tempo, meter = rng.uniform(style.slowest, style.fastest), style.meter
+    tempo, tonic, meter = rng.uniform(style.slowest, style.fastest), rng.integers(12), style.meter
+    mode = rng.choice(list(MODES), p=[0.5, 0.32, 0.1, 0.08])
+    steps, loops = MODES[mode]
+    scale = [(tonic + step) % 12 for step in steps]
     bar = meter * 60 / tempo                                                # seconds
-    tonic, mode = rng.integers(12), rng.choice(list(MODES), p=[0.5, 0.32, 0.1, 0.08])
-    scale = [(tonic + step) % 12 for step in MODES[mode]]
     start = rng.uniform(-1, 0.6) * bar                                      # bar lines have no fixed place in the file
     total = int(np.ceil((seconds - start) / bar)) + 1                       # bars
     syncopation, sevenths = rng.choice([0, 0.1, 0.3]), rng.choice([0, 0.1, 0.6], p=[0.5, 0.3, 0.2])
-    groove = str(rng.choice(style.harmony.split("|")))
-    material = {}                                                           # bars, chords and melody of each section
+    groove, material = str(rng.choice(style.harmony.split("|"))), {}        # bars, chords and melody of each section
     for kind, (floor, top, sparse, dense, loudness) in SUNG.items():
-        loop = rng.choice(LOOPS[mode])
+        loop = rng.choice(loops.split())
         step = meter / 2 if meter == 4 and len(loop) < 12 and rng.random() < 0.15 else meter    # beats of a chord
         chords = [[(scale[(int(degree) - 1 + 2 * third) % 7] + (third == 1 and mode + degree == "minor5")) % 12
                    for third in range(3 + (rng.random() < sevenths))] for degree in loop]    # V is major in minor keys
@@ -148,15 +145,14 @@ def compose(rng, style, low, high, seconds):
         melody = write_melody(rng, chord_at, scale, lowest, highest, bars, meter, loudness, groove=groove,
                               density=rng.uniform(sparse, dense), sixteenths=tempo < 84, syncopation=syncopation)
         material[kind] = bars, [(at, at + step, chord_at(at)) for at in np.arange(0, bars * meter, step)], melody
-    form = ["verse", "chorus", "gap", "verse", "chorus", "bridge", "chorus", "gap"]
+    form = "verse chorus gap verse chorus bridge chorus gap".split()
     turn, intro = rng.choice([0, 1, 3, 4, 5]), min(rng.choice([0, 1, 2, 4]), total // 4)
     form = ["intro"][:intro] + (form[turn:] + form[:turn]) * total
+    material["intro"] = intro, material["verse"][1], []                     # the chords of the verse, nobody sings
     at, sections, chords, notes = 0, [], [], []
     while at < total * meter:
         kind = form.pop(0)
-        if kind in ("intro", "gap"):                                        # the chords of the verse, nobody sings
-            material[kind] = intro if kind == "intro" else rng.choice([1, 2, 4]), material["verse"][1], []
-        bars, loop, melody = material[kind]
+        bars, loop, melody = material.get(kind) or (rng.choice([1, 2, 4]), material["verse"][1], [])      # a gap: the same
         sections.append((kind, at, bars * meter))
         chords += [(at + begin, at + end, tones) for begin, end, tones in loop if begin < bars * meter]
         notes += [note._replace(beat=at + note.beat) for note in melody]
@@ -176,12 +172,11 @@ VOWELS = np.array([(280, 2250, 2900, 3500, 4600), (400, 2050, 2600, 3500, 4600),
                    (780, 1250, 2600, 3400, 4500), (560, 880, 2500, 3300, 4500), (400, 760, 2500, 3300, 4500),
                    (310, 680, 2300, 3300, 4500), (500, 1450, 2500, 3400, 4500), (290, 1750, 2200, 3300, 4500)])
 NASAL, LIQUID = (260, 1050, 2100, 3000, 4200), (340, 1300, 2300, 3000, 4200)
-CONSONANTS = dict(                           # each a chain of (seconds, voicing, noise, its centre in Hz, formants)
-    s=[(0.11, 0, 0.5, 6500, None)], sh=[(0.10, 0, 0.5, 3300, None)], f=[(0.08, 0, 0.2, 7500, None)],
-    h=[(0.06, 0.05, 0.1, 1500, None)], z=[(0.07, 0.3, 0.2, 6000, None)],
-    p=[(0.05, 0, 0, 900, None), (0.02, 0, 0.4, 900, None)], t=[(0.05, 0, 0, 4500, None), (0.025, 0, 0.6, 4500, None)],
-    k=[(0.05, 0, 0, 2000, None), (0.03, 0, 0.5, 2000, None)], d=[(0.05, 0.12, 0, 900, NASAL), (0.01, 0.2, 0.2, 2500, None)],
-    m=[(0.08, 0.4, 0, 900, NASAL)], n=[(0.06, 0.3, 0, 900, NASAL)], l=[(0.07, 0.5, 0, 900, LIQUID)])
+CONSONANTS = dict(                           # each a chain of (seconds, voicing, noise, its centre in Hz, formants if any)
+    s=[(0.11, 0, 0.5, 6500)], sh=[(0.10, 0, 0.5, 3300)], f=[(0.08, 0, 0.2, 7500)], h=[(0.06, 0.05, 0.1, 1500)],
+    z=[(0.07, 0.3, 0.2, 6000)], p=[(0.05, 0, 0, 900), (0.02, 0, 0.4, 900)], t=[(0.05, 0, 0, 4500), (0.025, 0, 0.6, 4500)],
+    k=[(0.05, 0, 0, 2000), (0.03, 0, 0.5, 2000)], d=[(0.05, 0.12, 0, 900, *NASAL), (0.01, 0.2, 0.2, 2500)],
+    m=[(0.08, 0.4, 0, 900, *NASAL)], n=[(0.06, 0.3, 0, 900, *NASAL)], l=[(0.07, 0.5, 0, 900, *LIQUID)])
 TIMBRE = dict(                               # what makes a voice: drawn from .. to
     bandwidth=(0.8, 1.6), formant_loss=((0, 2, 6, 8, 12), (1, 12, 22, 26, 32)),    # of the five formants: factor, dB
     darkness=(1.5, 5), tilt=(0.2, 1.6), breath=(-44, -18),                  # lost by the source: dB per kHz, power of Hz; dB
@@ -237,7 +232,7 @@ class Voice:
                 formants[frame(begin):] = vowel
                 if rng.random() < 0.3:                                      # a diphthong moves on to a second vowel
                     formants[frame(onset + rng.uniform(0.3, 0.8) * (end - onset)):] = to
-                for duration, voicing, hiss, centre, place in chain:
+                for duration, voicing, hiss, centre, *place in chain:
                     here = slice(frame(at), max(frame(at + stretch * duration), frame(at) + 1))
                     loud[here], noise[here], noise_hz[here] = voicing * level, hiss * level * self.consonants, centre
                     formants[here] = place or formants[here]
@@ -333,9 +328,8 @@ def record_vocals(rng, wave):
 # ---------------------------------------------------------------------------------------------------------------------
 # The band: every instrument is a list of overtones and how they fade
 
-# Overtone k has the amplitude k ** -slope. Then: seconds of attack and release; decay of the whole tone and, once more for
-# each overtone, dark (1/s); flat and sharp, cents of two strings or oscillators; vibrato, cents; puff, noise of hammer, pick
-# or breath. A pair is drawn from .. to for each player.
+# Overtone k has the amplitude k ** -slope. Attack, release: s; decay of the tone, dark once more for each overtone: 1/s;
+# flat, sharp (two strings or oscillators), vibrato: cents; puff: noise of hammer, pick, breath. Pairs: drawn from .. to.
 Instrument = namedtuple("Instrument", "overtones attack decay dark release flat sharp vibrato puff")
 INSTRUMENTS = dict(
     #        slope       attack       decay       dark        release flat   sharp    vibrato  puff
@@ -357,8 +351,7 @@ EXCEPT = dict(                               # what else is particular about the
 
 def tone(rng, instrument, midi, seconds):
     """One note, (L,). With z = e^(i phase - dark t), overtone k is z^k: a polynomial instead of a sine each."""
-    t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    freq = 440 * 2 ** ((midi - 69) / 12)
+    t, freq = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE, 440 * 2 ** ((midi - 69) / 12)
     overtones, wave = instrument.overtones[:int(11000 / freq)], np.zeros(len(t), np.float32)
     detune = (-instrument.flat, instrument.sharp) if instrument.flat else (0,)
     for cents in detune:
@@ -446,23 +439,20 @@ class Band:
                     for i, midi in enumerate(tones if sign in "Xx" else []):                        # a strum, low to high
                         yield "comping", midi, beat + 0.015 * i, held, accent(beat)
                 root = 29 + (chord[0] - 29) % 12                            # F1 to E2
-                third, fifth = (root + (tone - chord[0]) % 12 for tone in chord[1:3])
-                pitches = {"R": root, "3": third, "5": fifth, "8": root + 12}
+                pitches = {sign: root + (tone - chord[0]) % 12 for sign, tone in zip("R35", chord)} | {"8": root + 12}
                 for beat, sign, length in steps(bass, begin, end):
                     sign = "R" if beat == begin else sign                   # a new chord shows its root at once
                     if sign in pitches:
                         yield "bass", pitches[sign], beat, min(0.9 * length, end - beat), accent(beat)
-                for midi in voicing["pad"] if pad_plays else []:
-                    yield "pad", midi, begin, end - begin, force
+                yield from (("pad", midi, begin, end - begin, force) for midi in voicing["pad"] if pad_plays)
             if drums_play and lines:
                 busy = kind in ("chorus", "gap")
                 fill = first + beats - (2 if busy else 1)
                 for drum, pattern, gain in lines:
                     for beat, sign, _ in steps(pattern, first, fill):
                         if sign != ".":
-                            sound = "open" if busy and drum == "pulse" and beat % 1 == 0.5 else drum
-                            loud = force * gain * dict(X=1, x=0.75, o=0.4)[sign]
-                            yield "drums", sound, beat, 0, loud * rng.uniform(0.8, 1)
+                            hit = "open" if busy and drum == "pulse" and beat % 1 == 0.5 else drum
+                            yield "drums", hit, beat, 0, force * gain * dict(X=1, x=0.75, o=0.4)[sign] * rng.uniform(0.8, 1)
                         elif drum == "kick" and rng.random() < 0.02:        # nobody plays like a machine
                             yield "drums", "kick", beat, 0, 0.5 * force
                 for beat in np.arange(fill, first + beats, 0.25):
@@ -490,10 +480,8 @@ class Band:
             at = int((score.seconds(beat) + abs(rng.normal(0, self.tightness))) * SAMPLE_RATE)
             wave = wave[max(-at, 0):max(length - at, 0)]                    # what began before the file is cut
             tracks[player][max(at, 0):max(at, 0) + len(wave)] += np.float32(gain) * wave
-        mix = np.zeros(length, np.float32)
-        for player, wave in tracks.items():
-            if wave.any():
-                mix += wave * np.float32(decibels(self.balance[player] - 20 - active_dbfs(wave, SAMPLE_RATE)))
+        mix = sum((wave * np.float32(decibels(self.balance[player] - 20 - active_dbfs(wave, SAMPLE_RATE)))
+                   for player, wave in tracks.items() if wave.any()), np.zeros(length, np.float32))
         mix = np.tanh(2 * filter_and_room(rng, mix, **self.room, bumps=2, low_cut=30, high_cut=11500))  # loud peaks give way
         mix[:480] *= np.linspace(0, 1, 480)                                 # 20 ms: the file may begin in a note
         return mix.astype(np.float32)
@@ -544,16 +532,15 @@ def find_stems(paths):
     for folder, (title, files) in folders.items():
         found = []
         for stem, file in files.items():
-            if match := re.fullmatch(r"(.+_)?(?<!no_)vocals", stem):        # vocals, NAME_vocals
-                prefix = match[1] or ""
+            if match := re.fullmatch(r"(|.+_)(?<!no_)vocals", stem):        # vocals, NAME_vocals
+                prefix = match[1]
                 whole, parts, mixture = ([files[prefix + name] for name in kind if prefix + name in files] for kind in BANDS)
                 complete = all(prefix + name in files for name in ("drums", "bass", "other"))
                 band = whole[:1] or (parts if complete else mixture or parts)
                 group, name = (f"{title}/{prefix[:-1]}", file.stem[:len(prefix) - 1]) if prefix else (title, title)
                 found.append(Stems(group, name, file, band, band == mixture))
-        if not found:                                                       # MIR-1K: SINGER_SONG_CLIP
-            matches = {file: re.fullmatch(r"([a-z][a-z0-9]*)_\d+_\d+", stem) for stem, file in files.items()}
-            found = [Stems(match[1], file.stem, file, None, False) for file, match in matches.items() if match]
+        found = found or [Stems(match[1], file.stem, file, None, False) for stem, file in files.items()
+                          if (match := re.fullmatch(r"([a-z][a-z0-9]*)_\d+_\d+", stem))]    # MIR-1K: SINGER_SONG_CLIP
         if not found:
             skipped.append(f"{folder}: its {len(files)} audio files are in no known layout")
         skipped += [f"{song.vocals}: no accompaniment beside it" for song in found if song.band == []]
@@ -562,16 +549,13 @@ def find_stems(paths):
 
 
 def load_stems(song, quiet=-50, longest=4, shortest=3):
-    """The useful stretches of a song -> [float32 (vocals and accompaniment, L) at 24 kHz], one gain for all: no parts of
-    more than `longest` s where either stays below `quiet` dBFS (20 log10 of the RMS over 100 ms), and of at least `shortest`
-    s. Raises UserError if the files cannot be used."""
-    waves = []
-    for path in [song.vocals, *(song.band or [])]:
-        wave, rate = read_audio(path)
-        waves.append(resample(torch.from_numpy(wave.mean(0) if song.band else wave), rate, SAMPLE_RATE).numpy())
+    """The useful stretches of a song -> [float32 (vocals and accompaniment, L) at 24 kHz], one gain for all: `shortest` s or
+    more, without pauses of over `longest` s below `quiet` dBFS (20 log10 of the RMS over 100 ms) in either; or UserError."""
+    files = [read_audio(path, mono=bool(song.band)) for path in [song.vocals, *(song.band or [])]]
+    waves = [wave for channels, rate in files for wave in resample(torch.from_numpy(channels), rate, SAMPLE_RATE).numpy()]
     if not song.band:
-        demand((len(waves[0]) == 2, f"{song.vocals} is named like a MIR-1K clip, but is not stereo"))
-        waves = waves[0][::-1]
+        demand((len(waves) == 2, f"{song.vocals} is named like a MIR-1K clip, but is not stereo"))
+        waves.reverse()
     least, *_, most = sorted(len(wave) / SAMPLE_RATE for wave in waves)
     demand((most - least <= 1, f"{song.vocals}: the stems of this song last {least:.1f} to {most:.1f} s"))
     vocals, *band = [wave[:min(map(len, waves))] for wave in waves]
@@ -583,8 +567,8 @@ def load_stems(song, quiet=-50, longest=4, shortest=3):
     keep = np.ones(power.shape[1], bool)
     for begin, end in [run for silent in power < 10 ** (quiet / 10) for run in runs(silent)]:
         keep[begin:end] &= end - begin <= longest * 10
-    stretches = [pair[:, begin:end] for begin, end in runs(keep) * block]
-    stretches = [stretch for stretch in stretches if stretch.shape[1] >= shortest * SAMPLE_RATE]
+    stretches = [part for begin, end in runs(keep) * block
+                 if (part := pair[:, begin:end]).shape[1] >= shortest * SAMPLE_RATE]
     demand((stretches, f"{song.vocals}: no {shortest} s in which both singing and band are above {quiet} dBFS"))
     return stretches
 
@@ -615,19 +599,18 @@ def read_set(folder, split, level_dbfs=Config.level_dbfs):
     try:
         meta = json.loads((Path(folder) / "meta.json").read_text())
         pairs = np.memmap(Path(folder) / f"{split}.bin", np.int16, "r").reshape(-1, 2)
-        if (meta["format"], meta["sample_rate"], meta[f"{split}_samples"]) != (FORMAT, SAMPLE_RATE, len(pairs)):
-            raise ValueError(f"{split}.bin holds {len(pairs)} samples of format {FORMAT}; meta.json says otherwise")
+        facts = [song for song in meta["songs"] if song["split"] == split]
+        demand(((meta["format"], meta["sample_rate"], meta[f"{split}_samples"]) == (FORMAT, SAMPLE_RATE, len(pairs)),
+                f"{split}.bin holds {len(pairs)} samples of format {FORMAT}; meta.json says otherwise"),
+               (facts, f"no songs in {split}.bin"))
         songs = []
-        for song in meta["songs"]:
-            if song["split"] == split:
-                begin, end = song["start"], song["start"] + song["length"]
-                gains = decibels(level_dbfs - np.array([song["vocals_dbfs"], song["accomp_dbfs"]])) / 32768
-                if not (0 <= begin < end <= len(pairs) and np.isfinite(gains).all()):
-                    raise ValueError(f"{song['name']} lies beyond {split}.bin or has no level")
-                songs.append((song, pairs[begin:end], np.float32(gains)))
-        if not songs:
-            raise ValueError(f"no songs in {split}.bin")
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        for song in facts:
+            begin, end = song["start"], song["start"] + song["length"]
+            gains = decibels(level_dbfs - np.array([song["vocals_dbfs"], song["accomp_dbfs"]])) / 32768
+            demand((0 <= begin < end <= len(pairs) and np.isfinite(gains).all(),
+                    f"{song['name']} lies beyond {split}.bin or has no level"))
+            songs.append((song, pairs[begin:end], np.float32(gains)))
+    except (OSError, ValueError, KeyError, TypeError, UserError) as problem:
         raise UserError(f"{folder} is not a whole data set ({problem!r}); make it with prep.py") from None
     return songs
 
@@ -638,8 +621,7 @@ class Dataset:
     FILES = "train.bin", "val.bin", "meta.json"
 
     def __init__(self, out, seconds):
-        self.out, self.partial = Path(out), Path(f"{Path(out)}.partial")
-        self.songs, self.samples = [], dict(train=0, val=0)
+        self.out, self.partial, self.songs = Path(out), Path(f"{Path(out)}.partial"), []
         strange = lambda folder: set(os.listdir(folder)) - set(self.FILES) if folder.is_dir() else folder.exists()
         here = next(folder for folder in self.out.absolute().parents if folder.exists())
         need, free = seconds * SAMPLE_RATE * 4 / 1e6, shutil.disk_usage(here).free / 1e6
@@ -656,53 +638,39 @@ class Dataset:
         try:
             with writing(self.partial):
                 self.partial.mkdir(parents=True)
-                files = dict(train=open(train, "wb"), val=open(val, "wb"))
             for vocals, accomp, info in songs:
                 pair = np.round(np.stack([vocals, accomp], axis=1) * 32767).astype(np.int16)        # (L, 2)
                 levels = [round(active_dbfs(column / np.float32(32768), SAMPLE_RATE), 2) for column in pair.T]
-                with writing(self.partial):
-                    files[info["split"]].write(pair.tobytes())
-                start, levels = self.samples[info["split"]], dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1])
-                self.songs.append(levels | info | dict(start=start, length=len(pair)))
-                self.samples[info["split"]] += len(pair)
+                with writing(self.partial), open(self.partial / f"{info['split']}.bin", "ab") as file:
+                    place = dict(start=file.tell() // 4, length=len(pair))
+                    file.write(pair.tobytes())
+                self.songs.append(dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1]) | info | place)
             with writing(self.partial):
-                for file in files.values():
-                    file.close()
-                if not self.samples["val"]:
+                if not val.exists():
                     self.hold_out_tail(train, val)
-                totals = {f"{split}_samples": count for split, count in self.samples.items()}
-                meta.write_text(json.dumps(dict(format=FORMAT, sample_rate=SAMPLE_RATE, **totals, songs=self.songs)))
+                samples = {f"{file.stem}_samples": file.stat().st_size // 4 for file in (train, val)}
+                meta.write_text(json.dumps(dict(format=FORMAT, sample_rate=SAMPLE_RATE, **samples, songs=self.songs)))
                 self.out.mkdir(exist_ok=True)
                 (self.out / "meta.json").unlink(missing_ok=True)            # goes first and comes last: whenever this is
                 for file in (train, val, meta):                             # interrupted, nobody takes half a set for whole
                     os.replace(file, self.out / file.name)
         finally:
             shutil.rmtree(self.partial, ignore_errors=True)
-        for split, samples in self.samples.items():
-            count, minutes = sum(song["split"] == split for song in self.songs), samples / SAMPLE_RATE / 60
-            print(f"{split:5} {count:5} songs {minutes:7.1f} min {samples * 4 / 1e6:8.1f} MB  {self.out / split}.bin")
+        for split in ("train", "val"):
+            lengths = [song["length"] for song in self.songs if song["split"] == split]
+            minutes, size = sum(lengths) / SAMPLE_RATE / 60, sum(lengths) * 4 / 1e6
+            print(f"{split:5} {len(lengths):5} songs {minutes:7.1f} min {size:8.1f} MB  {self.out / split}.bin")
 
     def hold_out_tail(self, train, val):
         """Songs of one group only: what can be kept apart for validation is the end, its last 10 % but at least 3 s."""
-        total = self.samples["train"]
+        total, end = train.stat().st_size // 4, lambda song: song["start"] + song["length"]
         cut = total - min(max(total // 10, 3 * SAMPLE_RATE), total // 2)
         np.fromfile(train, np.int16, offset=4 * cut).tofile(val)
         os.truncate(train, 4 * cut)
-        songs, self.songs, self.samples = self.songs, [], dict(train=cut, val=total - cut)
-        for song in songs:                                                  # levels stay the whole song's, in both parts
-            begin, end = song["start"], song["start"] + song["length"]
-            for split, first, last in (("train", begin, min(end, cut)), ("val", max(begin, cut), end)):
-                if first < last:
-                    place = dict(start=first - cut * (split == "val"), length=last - first)
-                    self.songs.append(song | dict(split=split) | place)
-
-
-def duration(song):
-    """Seconds of a song by the header of its vocals; 0 if they have none."""
-    try:
-        return sf.info(song.vocals).duration
-    except sf.LibsndfileError:
-        return 0
+        head = [song | dict(length=min(end(song), cut) - song["start"]) for song in self.songs if song["start"] < cut]
+        tail = [song | dict(split="val", start=max(song["start"] - cut, 0), length=min(song["length"], end(song) - cut))
+                for song in self.songs if end(song) > cut]
+        self.songs = head + tail                                            # levels stay the whole song's, in both parts
 
 
 def main(argv=None):
@@ -723,7 +691,10 @@ def main(argv=None):
                  for name, value in least.items()), (0 < args.val < 1, f"--val {args.val:g}: must lie between 0 and 1"))
         if args.paths:
             stems, skipped = find_stems(args.paths)
-            seconds = sum(map(duration, stems))
+            seconds = 0
+            for song in stems:
+                with suppress(sf.LibsndfileError):                          # when it is read, it is skipped with a reason
+                    seconds += sf.info(song.vocals).duration
             Dataset(args.out or "data/mine", seconds).write(stem_songs(stems, args.val, args.seed, skipped))
         else:
             val_songs = min(args.val_songs, max(1, args.songs // 4))
