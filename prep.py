@@ -9,6 +9,7 @@ OUT/meta.json: where each song lies in them, its levels and, for demo songs, bea
 song is a score, a score is notes, a voice is a few numbers; only the *relation* between singing and band has to be true.
 """
 import argparse
+import io
 import json
 import os
 import re
@@ -21,13 +22,14 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
+import soundfile
 import torch
 from tqdm import tqdm
 
-from fastsag import Config, UserError, active_dbfs, demand, read_audio, resample, writing
+from fastsag import Config, UserError, active_dbfs, demand, resample, writing
 
-SAMPLE_RATE, FORMAT = Config.sample_rate, 1                                 # Hz; version of a prepared set
+SAMPLE_RATE = Config.sample_rate                                            # Hz
+FORMAT, FILES = 1, ("train.bin", "val.bin", "meta.json")                    # of a prepared set
 N_VOICES, N_BANDS, HELD_OUT = 480, 240, 8                                   # every 8th voice and band: validation only
 decibels = lambda db: 10 ** (np.asarray(db) / 20)                           # to a factor of amplitude
 
@@ -512,7 +514,41 @@ def make_song(job):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: your own stems in, prepared sets out and in
 
-AUDIO = {f".{kind.lower()}" for kind in sf.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
+def read_audio(path, mono=False, longest=4):
+    """Any file that soundfile reads -> ((channels, L) float32 array, sample rate in Hz); mono: the mean of its channels.
+    Goes block by block: a header may claim what is not there. Raises UserError, also beyond `longest` hours."""
+    blocks, size = [], 1 << 20
+    try:
+        with open(path, "rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            rate = sound.samplerate
+            demand((1000 <= rate <= 768000, f"{path} claims a rate of {rate} Hz; between 1 and 768 kHz is audio"))
+            while len(block := sound.read(size, dtype="float32", always_2d=True)):
+                blocks.append(block.mean(1, keepdims=True) if mono else block)
+                demand((len(blocks) * size < longest * 3600 * rate, f"{path} is longer than {longest} hours; cut it"))
+    except OSError as e:
+        raise UserError(f"{path} cannot be opened ({e.strerror}); give the path of an audio file") from None
+    except soundfile.LibsndfileError as e:
+        raise UserError(f"{path} cannot be read as audio ({e.error_string.rstrip('.')}); "
+                        "give a whole WAV, FLAC, OGG, MP3 or AIFF file") from None
+    demand((blocks, f"{path} holds no samples; give a file with sound in it"))
+    wav = np.concatenate(blocks).T
+    bad = wav.size - np.count_nonzero(np.abs(wav) < 1e10)                  # NaN is not below anything
+    demand((not bad, f"{path} holds {bad} samples that are NaN, infinite or beyond 1e10; export it again"))
+    return wav, rate
+
+
+def audio_bytes(wav, sample_rate, comment="", kind="WAV"):
+    """(L,) or (L, channels) from -1 to 1 -> the bytes of a 16-bit file, the same for the same arguments."""
+    buffer = io.BytesIO()
+    channels = wav.shape[1] if wav.ndim == 2 else 1
+    with soundfile.SoundFile(buffer, "w", sample_rate, channels, "PCM_16", format=kind) as file:
+        if comment:
+            file.comment = comment
+        file.write(wav)
+    return buffer.getvalue()
+
+
+AUDIO = {f".{kind.lower()}" for kind in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
 BANDS = ("no_vocals", "accompaniment", "instrumental"), ("drums", "bass", "other", "guitar", "piano"), ("mixture",)
 # A group (a singer, where known) goes to training or to validation, never to both. band: the files whose sum is the
 # accompaniment, or a mixture to take the vocals from, or (MIR-1K) none: accompaniment left, vocals right in one file.
@@ -574,22 +610,26 @@ def load_stems(song, quiet=-50, longest=4, shortest=3):
 
 
 def stem_songs(songs, val, seed, skipped):
-    """For `Dataset.write`, group by group in a shuffled order: the first usable group is for training, the next for
-    validation until it has its share, the rest for training again. `skipped`: the reasons so far; all are printed."""
-    groups = np.random.default_rng(seed).permutation(sorted({song.group for song in songs})).tolist()
-    wanted, usable = min(max(1, round(val * len(groups))), len(groups) - 1), set()
-    for song in tqdm(sorted(songs, key=lambda song: groups.index(song.group)), unit="song", disable=None):
-        split = "val" if 1 <= len(usable - {song.group}) <= wanted else "train"
+    """For `write_set`, group by group in a shuffled order: the first usable group is for training, the next for validation
+    until it has its share, the rest for training again. One singer's songs are groups of their own, if nobody else sings.
+    `skipped`: the reasons so far; all are printed."""
+    alone = len({song.group for song in songs}) == 1
+    group = lambda song: song.name if alone else song.group
+    groups = np.random.default_rng(seed).permutation(sorted({group(song) for song in songs})).tolist()
+    wanted, usable = max(1, round(val * len(groups))), set()
+    for song in tqdm(sorted(songs, key=lambda song: groups.index(group(song))), unit="song", disable=None):
+        split = "val" if 1 <= len(usable - {group(song)}) <= wanted else "train"
         try:
             for number, (vocals, accomp) in enumerate(load_stems(song), 1):
-                usable.add(song.group)
+                usable.add(group(song))
                 yield vocals, accomp, dict(name=song.name if number == 1 else f"{song.name}#{number}", split=split)
         except UserError as problem:
             skipped.append(str(problem))
     for reason in skipped:
         print(f"prep.py: skipped: {reason}", file=sys.stderr)
     demand((usable, "no usable song found; known layouts: vocals.* beside drums, bass, other.*, no_vocals.* or mixture.*; "
-                    "NAME_vocals.* beside NAME_accompaniment.*; MIR-1K"))
+                    "NAME_vocals.* beside NAME_accompaniment.*; MIR-1K"),
+           (len(usable) > 1, "one usable song found; give at least two, for one is kept for validation"))
     print(f"skipped: {len(skipped)}")
 
 
@@ -615,62 +655,47 @@ def read_set(folder, split, level_dbfs=Config.level_dbfs):
     return songs
 
 
-class Dataset:
-    """A set to be made in the folder `out`, about so many seconds long. Raises UserError if it cannot go there."""
+def free_place(out, seconds):
+    """Raises UserError if a set of so many seconds cannot go into the folder `out`: a stranger's, or on a full disk."""
+    strange = lambda folder: set(os.listdir(folder)) - set(FILES) if folder.is_dir() else folder.exists()
+    out, partial = Path(out), Path(f"{Path(out)}.partial")
+    here = next(folder for folder in out.absolute().parents if folder.exists())
+    need, free = seconds * SAMPLE_RATE * 4 / 1e6, shutil.disk_usage(here).free / 1e6
+    demand(((out / "meta.json").exists() or not strange(out),
+            f"--out {out} was not made by prep.py (no meta.json in it); give another name"),
+           (not strange(partial), f"{partial} is in the way; remove it"),
+           (need <= free, f"{need:.0f} MB are needed in {here}, {free:.0f} MB are free"))
+    return out, partial
 
-    FILES = "train.bin", "val.bin", "meta.json"
 
-    def __init__(self, out, seconds):
-        self.out, self.partial, self.songs = Path(out), Path(f"{Path(out)}.partial"), []
-        strange = lambda folder: set(os.listdir(folder)) - set(self.FILES) if folder.is_dir() else folder.exists()
-        here = next(folder for folder in self.out.absolute().parents if folder.exists())
-        need, free = seconds * SAMPLE_RATE * 4 / 1e6, shutil.disk_usage(here).free / 1e6
-        demand(((self.out / "meta.json").exists() or not strange(self.out),
-                f"--out {out} was not made by prep.py (no meta.json in it); give another name"),
-               (not strange(self.partial), f"{self.partial} is in the way; remove it"),
-               (need <= free, f"{need:.0f} MB are needed in {here}, {free:.0f} MB are free"))
-
-    def write(self, songs):
-        """songs: (vocals (L,), accompaniment (L,), dict of at least name and split), one after the other. Writes to a folder
-        beside OUT and moves the files when all is well; leaves nothing behind when it is not."""
-        shutil.rmtree(self.partial, ignore_errors=True)
-        train, val, meta = (self.partial / name for name in self.FILES)
-        try:
-            with writing(self.partial):
-                self.partial.mkdir(parents=True)
-            for vocals, accomp, info in songs:
-                pair = np.round(np.stack([vocals, accomp], axis=1) * 32767).astype(np.int16)        # (L, 2)
-                levels = [round(active_dbfs(column / np.float32(32768), SAMPLE_RATE), 2) for column in pair.T]
-                with writing(self.partial), open(self.partial / f"{info['split']}.bin", "ab") as file:
-                    place = dict(start=file.tell() // 4, length=len(pair))
-                    file.write(pair.tobytes())
-                self.songs.append(dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1]) | info | place)
-            with writing(self.partial):
-                if not val.exists():
-                    self.hold_out_tail(train, val)
-                samples = {f"{file.stem}_samples": file.stat().st_size // 4 for file in (train, val)}
-                meta.write_text(json.dumps(dict(format=FORMAT, sample_rate=SAMPLE_RATE, **samples, songs=self.songs)))
-                self.out.mkdir(exist_ok=True)
-                (self.out / "meta.json").unlink(missing_ok=True)            # goes first and comes last: whenever this is
-                for file in (train, val, meta):                             # interrupted, nobody takes half a set for whole
-                    os.replace(file, self.out / file.name)
-        finally:
-            shutil.rmtree(self.partial, ignore_errors=True)
-        for split in ("train", "val"):
-            lengths = [song["length"] for song in self.songs if song["split"] == split]
-            minutes, size = sum(lengths) / SAMPLE_RATE / 60, sum(lengths) * 4 / 1e6
-            print(f"{split:5} {len(lengths):5} songs {minutes:7.1f} min {size:8.1f} MB  {self.out / split}.bin")
-
-    def hold_out_tail(self, train, val):
-        """Songs of one group only: what can be kept apart for validation is the end, its last 10 % but at least 3 s."""
-        total, end = train.stat().st_size // 4, lambda song: song["start"] + song["length"]
-        cut = total - min(max(total // 10, 3 * SAMPLE_RATE), total // 2)
-        np.fromfile(train, np.int16, offset=4 * cut).tofile(val)
-        os.truncate(train, 4 * cut)
-        head = [song | dict(length=min(end(song), cut) - song["start"]) for song in self.songs if song["start"] < cut]
-        tail = [song | dict(split="val", start=max(song["start"] - cut, 0), length=min(song["length"], end(song) - cut))
-                for song in self.songs if end(song) > cut]
-        self.songs = head + tail                                            # levels stay the whole song's, in both parts
+def write_set(out, partial, songs):
+    """songs: (vocals (L,), accompaniment (L,), dict of at least name and split), one after the other. Writes to the folder
+    `partial` and moves its files to `out` when all is well; leaves nothing behind when it is not."""
+    shutil.rmtree(partial, ignore_errors=True)
+    facts, samples = [], dict(train=0, val=0)
+    try:
+        with writing(partial):
+            partial.mkdir(parents=True)
+        for vocals, accomp, info in songs:
+            pair = np.round(np.stack([vocals, accomp], axis=1) * 32767).astype(np.int16)            # (L, 2)
+            levels = [round(active_dbfs(column / np.float32(32768), SAMPLE_RATE), 2) for column in pair.T]
+            with writing(partial), open(partial / f"{info['split']}.bin", "ab") as file:
+                file.write(pair.tobytes())
+            place = dict(start=samples[info["split"]], length=len(pair))
+            facts.append(dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1]) | info | place)
+            samples[info["split"]] += len(pair)
+        counts = {f"{split}_samples": count for split, count in samples.items()}
+        with writing(partial):
+            (partial / "meta.json").write_text(json.dumps(dict(format=FORMAT, sample_rate=SAMPLE_RATE, **counts, songs=facts)))
+            out.mkdir(exist_ok=True)
+            (out / "meta.json").unlink(missing_ok=True)                     # goes first and comes last: whenever this is
+            for name in FILES:                                              # interrupted, nobody takes half a set for whole
+                os.replace(partial / name, out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for split, count in samples.items():
+        number, seconds = sum(song["split"] == split for song in facts), count / SAMPLE_RATE
+        print(f"{split:5} {number:5} songs {seconds / 60:7.1f} min {count * 4 / 1e6:8.1f} MB  {out / split}.bin")
 
 
 def main(argv=None):
@@ -693,16 +718,17 @@ def main(argv=None):
             stems, skipped = find_stems(args.paths)
             seconds = 0
             for song in stems:
-                with suppress(sf.LibsndfileError):                          # when it is read, it is skipped with a reason
-                    seconds += sf.info(song.vocals).duration
-            Dataset(args.out or "data/mine", seconds).write(stem_songs(stems, args.val, args.seed, skipped))
+                with suppress(soundfile.LibsndfileError):                          # when it is read, it is skipped with a reason
+                    seconds += soundfile.info(song.vocals).duration
+            place = free_place(args.out or "data/mine", seconds)
+            write_set(*place, stem_songs(stems, args.val, args.seed, skipped))
         else:
             val_songs = min(args.val_songs, max(1, args.songs // 4))
-            dataset = Dataset(args.out or "data/demo", args.songs * args.seconds)
+            place = free_place(args.out or "data/demo", args.songs * args.seconds)
             jobs = [(args.seed, index, args.seconds, "val" if index < val_songs else "train") for index in range(args.songs)]
             ctrl_c = signal.SIGINT, signal.SIG_IGN                          # is the main process's business
             with Pool(min(args.workers, args.songs), signal.signal, ctrl_c) as pool:
-                dataset.write(tqdm(pool.imap(make_song, jobs), total=args.songs, unit="song", disable=None))
+                write_set(*place, tqdm(pool.imap(make_song, jobs), total=args.songs, unit="song", disable=None))
     except UserError as problem:
         print(f"prep.py: {problem}", file=sys.stderr)
         return 2
