@@ -11,13 +11,12 @@ the time went and the real-time factor: seconds of computing per second of music
 import argparse
 import base64
 import html
-import math
 import os
 import shlex
-import struct
 import sys
 import time
 import zlib
+from collections import Counter, defaultdict
 from itertools import count
 
 import numpy as np
@@ -30,9 +29,9 @@ try:
 except ImportError:                                                        # Windows counts memory in another way
     resource = None
 
-from fastsag import (Config, FastSAG, UserError, active_dbfs, audio_bytes, bfloat16_pays, chroma_of, demand, log_mel,
-                     music_features, onset_envelope, read_audio, resample, stft_distance, write)
-from prep import read_set
+from fastsag import (Config, FastSAG, UserError, active_dbfs, bfloat16_pays, chroma_of, demand, denormalise, log_mel,
+                     music_features, normalise, onset_envelope, resample, stft_distance, write)
+from prep import audio_bytes, read_audio, read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The picture: what the model heard, expects, and played. A PNG is three zlib-packed chunks; a font is 15 bits a letter.
@@ -44,41 +43,42 @@ COLOURS = np.array([(0, 0, 10), (60, 15, 110), (170, 45, 110), (245, 125, 60), (
 
 def png(picture):
     """(height, width, 3) uint8 -> the bytes of an RGB PNG file."""
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
+    number = lambda n: n.to_bytes(4, "big")
+    chunk = lambda kind, data: number(len(data)) + kind + data + number(zlib.crc32(kind + data))
     height, width, _ = picture.shape
     rows = np.pad(picture.reshape(height, -1), ((0, 0), (1, 0)))           # each row starts with its filter: 0, none
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(rows.astype(np.uint8).tobytes(), 6)) + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", number(width) + number(height) + bytes([8, 2, 0, 0, 0]))
+            + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b""))
 
 
 def write_text(picture, x, y, text, scale=2):
     """Draw text (letters and digits) in light grey with its upper left corner at x, y."""
-    for letter in text.upper():
-        i = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ".find(letter)
-        bits = int(FONT[4 * i: 4 * i + 4], 16) if i >= 0 else 0
+    for i, letter in enumerate(text):
+        bits = int(FONT[4 * int(letter, 36):][:4], 16) if letter != " " else 0
         dots = np.array([bits >> (14 - n) & 1 for n in range(15)], bool).reshape(5, 3).repeat(scale, 0).repeat(scale, 1)
-        spot = picture[y: y + 5 * scale, x: x + 3 * scale]
+        spot = picture[y: y + 5 * scale, x + 4 * scale * i:][:, : 3 * scale]
         spot[dots[:, : spot.shape[1]]] = 210                               # cut off at the right edge
-        x += 4 * scale
 
 
-def draw(panels, seconds, width=1200):
-    """panels: [(title, (rows, frames) array, low, high, [(row, label)])], row 0 at the bottom -> PNG with labelled axes."""
-    left, gap, inner = 60, 26, 210
+def draw(model, vocals, expected, mu, mel, width=1200, inner=210, left=60, gap=26):
+    """The four stages of one song: vocals (1, L) at the model's rate, expected features, mu and mel -> PNG with axes."""
+    cfg, seconds = model.cfg, vocals.shape[-1] / model.cfg.sample_rate
+    mels = lambda hz: 15 + 27 * np.log(hz / 1000) / np.log(6.4) if hz >= 1000 else hz * 3 / 200
+    tones = [(f"{hz}".replace("000", "k"), mels(hz) / mels(cfg.sample_rate / 2) * cfg.n_mels - 0.5)
+             for hz in (200, 500, 1000, 2000, 4000, 8000)]
+    notes = [(name, row + part) for part in (0, 12) for name, row in zip("CEG", (0, 4, 7))]
+    panels = [("vocals in hz", normalise(log_mel(vocals, cfg), cfg), -1.0, 1.3, tones),        # title, rows, range, labels
+              ("expected harmony  bass below  middle above", chroma_of(expected), 0, 0.7, notes),
+              ("prior mu in hz", mu, -1.0, 1.3, tones), ("accompaniment in hz", mel, -1.0, 1.3, tones)]
     picture = np.full(((inner + gap) * len(panels) + gap, width + left + 40, 3), 24, np.uint8)
-    for i, (title, values, low, high, labels) in enumerate(panels):
-        top = gap + i * (inner + gap)
-        values = F.interpolate(torch.as_tensor(values)[None].float(), width, mode="area")[0].numpy()
-        level = np.clip((values - low) / (high - low), 0, 1) * (len(COLOURS) - 1)
-        rows = (np.arange(inner)[::-1] * len(values) // inner)             # nearest row; low ones at the bottom
-        level = level[rows]
-        below = np.minimum(level.astype(int), len(COLOURS) - 2)
-        colour = COLOURS[below] + (level - below)[..., None] * (COLOURS[below + 1] - COLOURS[below])
-        picture[top: top + inner, left: left + width] = colour
+    for top, (title, values, low, high, labels) in zip(count(gap, inner + gap), panels):
+        values = F.interpolate(values.cpu().float(), width, mode="area")[0].numpy()
+        level = (values - low) / (high - low) * (len(COLOURS) - 1)
+        level = level[np.arange(inner)[::-1] * len(values) // inner]       # nearest row; low ones at the bottom
+        picture[top: top + inner, left: left + width] = np.stack(
+            [np.interp(level, range(len(COLOURS)), channel) for channel in COLOURS.T], -1)
         write_text(picture, left, top - 14, title)
-        for row, label in labels:
+        for label, row in labels:
             y = top + inner - 1 - int((row + 0.5) * inner / len(values))
             picture[y, left - 5: left] = 210
             write_text(picture, left - 8 - 8 * len(label), max(top, y - 5), label)
@@ -90,34 +90,17 @@ def draw(panels, seconds, width=1200):
     return png(picture)
 
 
-def draw_song(model, vocals, expected, mu, mel):
-    """The four stages of one song: vocals (1, L) at the model's rate, expected features, mu and mel -> PNG."""
-    cfg = model.cfg
-    mel_row = lambda hz: 15 + 27 * np.log(hz / 1000) / np.log(6.4) if hz >= 1000 else hz * 3 / 200
-    hz = [(mel_row(hz) / mel_row(cfg.sample_rate / 2) * cfg.n_mels - 0.5, label) for hz, label in
-          ((200, "200"), (500, "500"), (1000, "1K"), (2000, "2K"), (4000, "4K"), (8000, "8K"))]
-    notes = [(row + 12 * part, name) for part in (0, 1) for row, name in ((0, "C"), (4, "E"), (7, "G"))]
-    log_mels = [model.normalise(log_mel(vocals, cfg)), mu, mel]
-    titles = "vocals in hz", "prior mu in hz", "accompaniment in hz"
-    panels = [(title, m[0].cpu(), -1.0, 1.3, hz) for title, m in zip(titles, log_mels)]
-    harmony = chroma_of(expected)[0].cpu()
-    panels.insert(1, ("expected harmony  bass below  middle above", harmony, 0, 0.7, notes))
-    return draw(panels, vocals.shape[-1] / cfg.sample_rate)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Playing along
 
-
 def read_vocals(path):
     """-> mono (L,) without DC offset, sample rate in Hz. Raises UserError for what nobody can accompany."""
-    wav, sample_rate = read_audio(path, mono=True)
-    wav = torch.from_numpy(wav[0])
-    demand((len(wav) >= 0.5 * sample_rate,
-            f"{path} is {len(wav) / sample_rate:.2f} s long; at least 0.5 s of singing is needed"))
-    wav = wav - wav.mean(dtype=torch.float64).float()                      # in double: a constant must leave nothing
+    (wav,), sample_rate = read_audio(path, mono=True)
+    wav = torch.from_numpy(wav - float(wav.mean(dtype=float)))             # in double: a constant must leave nothing
     level = active_dbfs(wav, sample_rate)
-    demand((level > -math.inf, f"{path} is silent; give a recording in which somebody sings"))
+    demand((len(wav) >= 0.5 * sample_rate,
+            f"{path} is {len(wav) / sample_rate:.2f} s long; at least 0.5 s of singing is needed"),
+           (np.isfinite(level), f"{path} is silent; give a recording in which somebody sings"))
     if level < -50:
         up = Config.level_dbfs - level
         print(f"{path} is hardly audible ({level:.0f} dBFS); gained up by {up:.0f} dB, also in the mix")
@@ -125,61 +108,51 @@ def read_vocals(path):
     return wav, sample_rate
 
 
-def play_along(model, path, folder, args, clock):
-    """One song: read, condition, draw, vocode, write. Returns its length in seconds and, for --page, its sections."""
+def play_along(model, path, folder, args, clock, sections):
+    """One song: read, condition, draw, vocode, write, describe in `sections` for --page. Returns its length in seconds."""
     vocals, sample_rate = read_vocals(path)
     rate = max(sample_rate, model.cfg.sample_rate)                         # a telephone's voice gets a full band
     vocals = resample(vocals, sample_rate, rate)
     name = os.path.basename(path).encode(errors="backslashreplace").decode()
-    sections = []
     clock("read")
     with torch.no_grad():
         wav, gain = model.prepare(vocals, rate)
         expected, mu = model.condition(wav)
         clock("condition")
         for take in range(args.takes):
-            title = f"{name} {take + 1}/{args.takes}"
+            title, number = f"{name} {take + 1}/{args.takes}", f"-{take + 1}" if take else ""
             bar = lambda steps: tqdm(steps, desc=title, unit="step", disable=None, leave=False)
             mel = model.sample(mu, expected, args.steps, args.guidance, args.seed + take, bar)
             clock("diffusion")
             accomp = model.render(mel, gain, rate, len(vocals), args.vocoder)
             clock("vocoder")
-            number = f"-{take + 1}" if take else ""
-            again = command(name, args, take)
+            again = (f"python sample.py {shlex.quote(name)} --seed {args.seed + take} --steps {args.steps} "
+                     f"--guidance {args.guidance:g} --vocoder {args.vocoder} "
+                     f"--checkpoint {shlex.quote(os.path.basename(args.checkpoint))}")
             pair = np.stack([vocals.numpy(), accomp], 1)
             pair *= min(1, 0.99 / np.abs(pair.sum(1)).max())               # too loud a mix is turned down, never clipped
             accomp *= min(1, 0.99 / np.abs(accomp).max())
-            picture = draw_song(model, wav, expected, mu, mel)
+            picture = draw(model, wav, expected, mu, mel)
             write(f"{folder}/accompaniment{number}.wav", audio_bytes(accomp, rate, again))
             write(f"{folder}/mix{number}.wav", audio_bytes(pair.sum(1), rate, again))
             write(f"{folder}/mel{number}.png", picture)
             if args.page:
                 sections.append(section(title, again, pair, rate, picture))
             clock("write")
-    return len(vocals) / rate, sections
+    return len(vocals) / rate
 
 
-def command(name, args, take):
-    """What makes this take again; stands in the comment field of its files and on the page."""
-    options = {"--seed": args.seed + take, "--steps": args.steps, "--guidance": f"{args.guidance:g}",
-               "--vocoder": args.vocoder, "--checkpoint": os.path.basename(args.checkpoint)}
-    words = ["python", "sample.py", name, *(word for option in options.items() for word in option)]
-    return shlex.join(map(str, words))
-
-
-class Clock:
-    """Adds up the seconds between calls under the name of what was done in between."""
+class Clock(Counter):
+    """Adds up the seconds since the last call under the name of what was done in them."""
 
     def __init__(self):
-        self.start = self.last = time.perf_counter()
-        self.spent = {}
+        super().__init__()
+        self.start = time.perf_counter()
 
     def __call__(self, name):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.spent[name] = self.spent.get(name, 0) + now - self.last
-        self.last = now
+        self[name] += time.perf_counter() - self.start - self.total()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -202,21 +175,17 @@ PAGE = """<!doctype html>
 SECTIONS
 <script>
   const context = new AudioContext(), players = document.querySelectorAll("audio");
-  for (const take of document.querySelectorAll("section")) {
-    for (const player of take.querySelectorAll("audio")) {
-      player.src = take.dataset.sound;
-      const split = context.createChannelSplitter(2), sliders = take.querySelectorAll("input");
-      context.createMediaElementSource(player).connect(split);
-      [player.dataset.voice, player.dataset.band].forEach((volume, side) => {
-        const gain = new GainNode(context, {gain: volume ?? sliders[side].value});
-        split.connect(gain, side).connect(context.destination);
-        if (volume === undefined) sliders[side].oninput = event => gain.gain.value = event.target.value;
-      });
-      player.onplay = () => {
-        context.resume();
-        players.forEach(other => other === player || other.pause());
-      };
-    }
+  for (const player of players) {
+    const take = player.closest("section"), sliders = take.querySelectorAll("input");
+    const split = context.createChannelSplitter(2);
+    player.src = take.dataset.sound;
+    context.createMediaElementSource(player).connect(split);
+    [player.dataset.voice, player.dataset.band].forEach((volume, side) => {
+      const gain = new GainNode(context, {gain: volume ?? sliders[side].value});
+      split.connect(gain, side).connect(context.destination);
+      if (volume === undefined) sliders[side].oninput = event => gain.gain.value = event.target.value;
+    });
+    player.onplay = () => players.forEach(other => other === player ? context.resume() : other.pause());
   }
 </script>
 </html>
@@ -244,39 +213,37 @@ def section(title, settings, pair, sample_rate, picture):
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation. Every row is a way to fill the band's place; the floor is another song's band, the ceiling the true one.
 
-
 def measure(wav, true, cfg, song):
     """wav and the true band, (L,) at 24 kHz and the model's level -> dict of measures and the patches for Frechet."""
-    features, envelopes = [], []
-    for x in (wav, true):
-        mel = log_mel(x[None], cfg)
-        features.append(chroma_of(music_features(x[None], mel, cfg))[0].clamp(min=0))        # (24, T/4)
-        envelopes.append(onset_envelope(mel)[0].mean(0))                   # (T/4,)
-        if x is wav:
-            patches = mel[0, :, : mel.shape[-1] // 16 * 16].unflatten(1, (-1, 16)).unflatten(0, (-1, 4)).mean(1)
+    pair = torch.stack([x[: min(len(wav), len(true))] for x in (wav, true)]).cpu()
+    mel = log_mel(pair, cfg)
+    features = chroma_of(music_features(pair, mel, cfg)).clamp(min=0)      # (2, 24, T/4)
+    envelopes = onset_envelope(mel).mean(1)                                # (2, T/4)
     sounding = features[1].norm(dim=0) > 0.5                               # where the true band plays
-    result = {"harmony": F.cosine_similarity(*features, dim=0)[sounding].mean().item(),
-              "rhythm": torch.corrcoef(torch.stack(envelopes))[0, 1].nan_to_num().item()}
+    result = {"harmony": F.cosine_similarity(*features, dim=0)[sounding].mean(),
+              "rhythm": torch.corrcoef(envelopes)[0, 1].nan_to_num()}
     if "chords" in song:
-        time = (torch.arange(features[0].shape[-1]) + 0.5) * 4 * cfg.hop_length / cfg.sample_rate
-        chord = torch.zeros(12, len(time))
+        time = (torch.arange(envelopes.shape[-1]) + 0.5) * 4 * cfg.hop_length / cfg.sample_rate
+        chord = torch.zeros(12, len(time), dtype=torch.bool)
         for begin, end, tones in song["chords"]:
-            chord[torch.tensor(tones)[:, None], ((time >= begin) & (time < end)).nonzero()[:, 0]] = 1
-        energy, known = features[0][12:].square(), chord.sum(0) > 0
-        result["on chord"] = ((energy * chord).sum(0) / energy.sum(0).clamp(min=1e-9))[known & sounding].mean().item()
+            chord[tones] |= (time >= begin) & (time < end)
+        energy = features[0, 12:].square()
+        share = (energy * chord).sum(0) / energy.sum(0).clamp(min=1e-9)
+        result["on chord"] = share[chord.any(0) & sounding].mean()
         near = (time[:, None] - torch.tensor(song["beats"])).abs().amin(1) < 0.043
-        result["on beat"] = (envelopes[0][near].mean() / envelopes[0][~near].mean()).item()
-    patches = torch.cat([patches.mean(-1), patches.std(-1)], 0).T          # (n, 50): spectrum and its movement in 171 ms
-    return result, patches.numpy()
+        result["on beat"] = envelopes[0][near].mean() / envelopes[0][~near].mean()
+    patches = F.avg_pool2d(mel[:1], (4, 1))[0].unfold(-1, 16, 16)          # (25, n, 16): a patch is 171 ms
+    patches = torch.cat([patches.mean(-1), patches.std(-1)]).T             # (n, 50): spectrum and its movement
+    return {name: value.item() for name, value in result.items()}, patches.numpy()
 
 
 def copy_distances(made, true, cfg):
-    """made, true (1, L): the same band, once out of its mel -> dict of what the vocoder lost."""
-    mels = [log_mel(x, cfg) for x in (made, true)]
-    onsets = [onset_envelope(mel).mean(1).flatten() for mel in mels]
-    peaks = [x.topk(max(1, len(x) // 100)).values.mean() for x in onsets]
-    return {"log-STFT distance": stft_distance(made, true).mean().item(), "log-mel L1": F.l1_loss(*mels).item(),
-            "onset sharpness": (peaks[0] / peaks[1]).item()}
+    """made, true (1, L): the same band, once out of its mel -> what the vocoder lost: log-STFT distance, log-mel L1 and
+    the sharpness of its onsets, as a share."""
+    mels = log_mel(torch.cat([made, true]), cfg)
+    onsets = onset_envelope(mels).mean(1)                                  # (2, T/4)
+    peaks = onsets.topk(max(1, onsets.shape[-1] // 100)).values.mean(-1)
+    return [stft_distance(made, true).mean().item(), F.l1_loss(*mels).item(), (peaks[0] / peaks[1]).item()]
 
 
 def frechet(a, b):
@@ -287,81 +254,104 @@ def frechet(a, b):
 
 
 @torch.no_grad()
-def evaluate(model, folder, args, longest=30):
+def evaluate(model, args, clock, longest=30):
     """Print the table for the validation songs of a prepared set, `longest` seconds of each, and one for the vocoders."""
-    cfg, songs = model.cfg, read_set(folder, "val", model.cfg.level_dbfs)
+    cfg, folder, songs = model.cfg, args.evaluate, read_set(args.evaluate, "val", model.cfg.level_dbfs)
     demand((len(songs) > 1, f"{folder} has one validation song; a floor needs another song's band, so at least 2"))
-    vocoders = ["neural", "griffinlim"] if model.vocoder is not None else ["griffinlim"]
+    vocoders = ["neural"] * (model.vocoder is not None) + ["griffinlim"]
     vocoder = args.vocoder if args.vocoder in vocoders else "griffinlim"
-    rows, patches, copies, seconds, clock = {}, {}, {}, 0.0, Clock()
+    rows, patches, copies, seconds = defaultdict(list), defaultdict(list), defaultdict(list), 0.0
 
-    def load(song):                                                        # (2, L): vocals, accompaniment
-        _, pairs, gains = song
+    def load(_, pairs, gains):                                             # (2, L): vocals, accompaniment
         length = min(len(pairs), longest * cfg.sample_rate) // model.frame_length * model.frame_length
         return torch.from_numpy(pairs[:length] * gains).T.to(model.device)
 
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
-        vocals, true = load(song)
-        other = load(songs[(i + len(songs) // 2) % len(songs)])[1]         # half the set away: not the same singer's song
-        true_mel, seconds = log_mel(true[None], cfg), seconds + len(true) / cfg.sample_rate
+        vocals, true = load(*song)
+        other = load(*songs[(i + len(songs) // 2) % len(songs)])[1]        # half the set away: not the same singer's song
+        seconds += len(true) / cfg.sample_rate
         clock("load")
         expected, mu = model.condition(vocals[None])
         mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
-        wavs = {"true band": true, "true band's mel": None,
-                "generated": model.vocode(model.denormalise(mel), vocoder)[0]}
+        generated = model.vocode(denormalise(mel, cfg), vocoder)[0]
         clock("generated")
+        made = {}
         for name in vocoders:
-            made = model.vocode(true_mel, name)
+            made[name] = model.vocode(log_mel(true[None], cfg), name)
             clock(name)
-            copies.setdefault(name, []).append(copy_distances(made, true[None], cfg))
-            if name == vocoder:
-                wavs["true band's mel"] = made[0]
-        wavs |= {"prior mu alone": model.vocode(model.denormalise(mu), vocoder)[0], "the vocals themselves": vocals,
-                 "mismatched (another song's)": other}
+            copies[name].append(copy_distances(made[name], true[None], cfg))
+            clock("measure")
+        wavs = {"true band": true, "true band's mel": made[vocoder][0], "generated": generated,
+                "prior mu alone": model.vocode(denormalise(mu, cfg), vocoder)[0], "the vocals themselves": vocals,
+                "mismatched (another song's)": other}
         for row, wav in wavs.items():
-            n = min(len(wav), len(true)) // model.frame_length * model.frame_length
-            result, some = measure(wav[:n].cpu(), true[:n].cpu(), cfg, song[0])
-            rows.setdefault(row, []).append(result)
-            patches.setdefault(row, []).append(some)
+            result, some = measure(wav, true, cfg, song[0])
+            rows[row].append(list(result.values()))
+            patches[row].append(some)
         clock("measure")
 
-    names = list(rows["generated"][0])
-    patches = {row: np.concatenate(some) for row, some in patches.items()}
     print(f"{folder}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}, "
           f"{vocoder}; mean and 95 % interval over songs")
-    print(f"{'':28s}" + "".join(f"{name:>16s}" for name in names) + f"{'Frechet':>10s}")
+    print(f"{'':28s}" + "".join(f"{name:>16s}" for name in result) + f"{'Frechet':>10s}")
     mean = {}
-    for row, results in rows.items():
-        values = np.array([list(result.values()) for result in results])
-        mean[row], half = values.mean(0), 1.96 * values.std(0, ddof=1) / len(values) ** 0.5
-        print(f"{row:28s}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in zip(mean[row], half))
-              + f"{frechet(patches[row], patches['true band']):10.2f}")
+    for row, values in rows.items():
+        mean[row], half = np.mean(values, 0), 1.96 * np.std(values, 0, ddof=1) / len(values) ** 0.5
+        distance = frechet(*(np.concatenate(patches[name]) for name in (row, "true band")))
+        print(f"{row:28s}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in zip(mean[row], half)) + f"{distance:10.2f}")
     floor, ceiling = mean["mismatched (another song's)"], mean["true band's mel"]
     for row in ("generated", "prior mu alone", "the vocals themselves"):
         closed = 100 * (mean[row] - floor) / (ceiling - floor)
-        print(f"gap closed by {row}: " + ", ".join(f"{name} {c:.0f} %" for name, c in zip(names, closed)))
+        print(f"gap closed by {row}: " + ", ".join(f"{name} {c:.0f} %" for name, c in zip(result, closed)))
     for name, distances in copies.items():
-        means = {key: np.mean([d[key] for d in distances]) for key in distances[0]}
-        print(f"true bands' mels through {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items())
-              + f", {seconds / clock.spent[name]:.0f} times real time")
-    print(f"RTF {clock.spent['generated'] / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
+        distance, l1, sharpness = np.mean(distances, 0)
+        print(f"true bands' mels through {name}: log-STFT distance {distance:.3f}, log-mel L1 {l1:.3f}, onset sharpness "
+              f"{sharpness:.3f}, {seconds / clock[name]:.0f} times real time")
+    print(f"RTF {clock['generated'] / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
+    return 0
+
+
+def play_all(model, args, clock):
+    """Each song into its own folder, the page, the last line -> exit status."""
+    seconds, folders, sections, status = 0.0, set(), [], 0
+    for path in args.vocals:
+        name = os.path.join(args.out, os.path.splitext(os.path.basename(path))[0])
+        names = (f"{name}-{number}" if number > 1 else name for number in count(1))          # a/vocals.wav, b/vocals.wav
+        folder = next(name for name in names if name not in folders)
+        folders.add(folder)
+        try:
+            seconds += play_along(model, path, folder, args, clock, sections)
+            print(f"{folder}/: accompaniment, mix, picture")
+        except (UserError, MemoryError, torch.OutOfMemoryError) as problem:                # the other songs are not to blame
+            reason = problem if isinstance(problem, UserError) else f"{path} needs more memory than there is; cut it"
+            print(f"sample.py: {reason}", file=sys.stderr)
+            status = 2
+    if sections:
+        page = os.path.join(args.out, "index.html")
+        write(page, PAGE.replace("SECTIONS", "".join(sections)).encode())
+        print(f"{page}: open it in a browser")
+    if seconds:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
+        memory = peak / (1e6 if sys.platform == "darwin" else 1e3)         # macOS counts in bytes, Linux in kB
+        print(", ".join(f"{name} {t:.2f} s" for name, t in clock.items()),
+              f"{'bfloat16' if bfloat16_pays(model.device) else 'float32'} on {model.device}, "
+              f"{torch.get_num_threads()} threads", f"peak memory {memory:.0f} MB",
+              f"{seconds:.1f} s of music in {clock.total():.2f} s: RTF {clock.total() / seconds:.3f}", sep="; ")
+    return status
 
 
 def main(argv=None):
     clock = Clock()
-    shipped = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "demo.pt")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("vocals", nargs="*", help="audio files with solo singing: from 0.5 s on, any rate and channel count")
     add("--out", default="out", help="folder to write to (default: out)")
-    add("--checkpoint", default=shipped, help="weights (default: assets/demo.pt)")
+    add("--checkpoint", default=os.path.join(os.path.dirname(__file__), "assets/demo.pt"), help="weights (assets/demo.pt)")
     add("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
-    add("--guidance", type=float, default=6.0,
-        help="1: none, a third less time; more: closer to the voice, less varied (default: 6)")
+    add("--guidance", type=float, default=5.0,
+        help="1: none, a third less time; more: closer to the voice, less varied (default: 5)")
     add("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
     add("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
-    add("--vocoder", choices=["neural", "griffinlim"], default="neural",
-        help="the learnt one, where the weights hold one, or Griffin-Lim (default: neural)")
+    add("--vocoder", choices=["neural", "griffinlim"], default="neural", help="neural: if the weights hold one (default)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     add("--page", action="store_true", help="also write OUT/index.html: all takes to listen to and to mix")
     add("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")
@@ -370,49 +360,19 @@ def main(argv=None):
     args = parser.parse_args(words)                                        # a file called -x.wav is no option
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")                  # a terminal without emoji
-    status = 0
     try:
         demand((bool(args.vocals) != bool(args.evaluate), "give audio files with singing, or --evaluate DATA"),
-               (args.steps >= 1, f"--steps {args.steps}: at least 1 is needed"),
-               (args.takes >= 1, f"--takes {args.takes}: at least 1 is needed"),
-               (args.seed >= 0, f"--seed {args.seed}: must not be negative"),
+               *((vars(args)[name] >= least, f"--{name} {vars(args)[name]}: must be at least {least}")
+                 for name, least in dict(steps=1, takes=1, seed=0).items()),
                (0 <= args.guidance <= 20, f"--guidance {args.guidance:g}: must lie between 0 and 20"))
         model = FastSAG.load(args.checkpoint, args.device)
-        if args.evaluate:
-            evaluate(model, args.evaluate, args)
-            return 0
-        seconds, folders, sections = 0.0, set(), []
-        for path in args.vocals:
-            name = os.path.join(args.out, os.path.splitext(os.path.basename(path))[0])
-            names = (f"{name}-{number}" if number > 1 else name for number in count(1))      # a/vocals.wav, b/vocals.wav
-            folder = next(name for name in names if name not in folders)
-            folders.add(folder)
-            try:
-                length, takes = play_along(model, path, folder, args, clock)
-                seconds, sections = seconds + length, sections + takes
-                print(f"{folder}/: accompaniment, mix, picture")
-            except (UserError, MemoryError, torch.OutOfMemoryError) as problem:            # the other songs are not to blame
-                reason = problem if isinstance(problem, UserError) else f"{path} needs more memory than there is; cut it"
-                print(f"sample.py: {reason}", file=sys.stderr)
-                status = 2
-        if sections:
-            page = os.path.join(args.out, "index.html")
-            write(page, PAGE.replace("SECTIONS", "".join(sections)).encode())
-            print(f"{page}: open it in a browser")
+        return (evaluate if args.evaluate else play_all)(model, args, clock)
     except UserError as problem:
         print(f"sample.py: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sample.py: stopped", file=sys.stderr)
         return 130
-    if seconds:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
-        memory = peak / (1e6 if sys.platform == "darwin" else 1e3)         # macOS counts in bytes, Linux in kB
-        spent = ", ".join(f"{name} {t:.2f} s" for name, t in clock.spent.items())
-        numbers = f"{'bfloat16' if bfloat16_pays(model.device) else 'float32'} on {model.device}, {torch.get_num_threads()} threads"
-        print(f"{spent}; {numbers}; peak memory {memory:.0f} MB; {seconds:.1f} s of music in {clock.last - clock.start:.2f} s: "
-              f"RTF {(clock.last - clock.start) / seconds:.3f}")
-    return status
 
 
 if __name__ == "__main__":

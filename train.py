@@ -10,8 +10,7 @@
 
 OUT/checkpoint.pt holds everything that sampling and resuming need, OUT/sample.wav what the model plays (left) to a
 validation song (right), both written every --every steps. On a CPU under Linux,
-`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` in front of the command keeps freed memory in the process, which
-cut the time of a step by a third on two cores.
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 before the command saves a third of a step (freed memory is kept).
 """
 import argparse
 import copy
@@ -27,17 +26,14 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.func import functional_call
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from fastsag import (PRESETS, Config, FastSAG, UserError, Vocoder, audio_bytes, demand, fitting, load_checkpoint, log_mel,
+from fastsag import (PRESETS, Config, FastSAG, UserError, Vocoder, bfloat16_pays, demand, fitting, load_checkpoint, log_mel,
                      log_spectrum, pick_device, save_checkpoint, stft_distance, write, writing)
-from prep import read_set
+from prep import audio_bytes, read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Data: one flat memory-mapped file per split; a batch is random crops of random songs.
-
 
 class Songs:
     """The songs of one split of one or more prepared sets."""
@@ -59,14 +55,15 @@ class Songs:
             start = int(place * max(0, len(pairs) - n + 1))
             crop = torch.zeros(2, n)
             crop[:, : len(pairs) - start] = torch.from_numpy((pairs[start: start + n] * gains).T)
-            row.copy_(torch.fft.irfft(torch.fft.rfft(crop)[:, : length // 2 + 1], n=length) * (length / n) if bend else crop)
+            if bend:
+                crop = torch.fft.irfft(torch.fft.rfft(crop)[:, : length // 2 + 1], n=length) * (length / n)
+            row.copy_(crop)
         return out.unbind(1)
 
 
 def augment(vocals, generator, batch_size, mine=slice(None)):
-    """Another microphone and level for each voice: (B, L) -> (B, L). The band stays as it is, except for the vocoder, which
-    is to know more than one studio. What is random is drawn for the whole batch, of which `vocals` are the rows `mine`, so
-    that it does not depend on the number of processes."""
+    """Another microphone and level for each voice: (B, L) -> (B, L); the band stays as it is. What is random is drawn for
+    the whole batch, of which `vocals` are the rows `mine`: it does not depend on the number of processes."""
     L, device = vocals.shape[-1], vocals.device
     rand = lambda: torch.rand(batch_size, 1, generator=generator, device=device)[mine]
     octaves = torch.log2(torch.linspace(0, Config.sample_rate / 2, L // 2 + 1, device=device) / 1000 + 0.02)
@@ -83,7 +80,6 @@ def augment(vocals, generator, batch_size, mine=slice(None)):
 # ----------------------------------------------------------------------------------------------------------------------
 # The vocoder's losses: mel and spectra are to be right; then small discriminators tell what they miss
 
-
 class Judge(nn.Module):
     """Looks at a spectrogram of one resolution and says, patch by patch, whether it is real (above 0) or made (UnivNet,
     Jang et al. 2021). Returns what its layers see; the last of them is the verdict."""
@@ -91,9 +87,9 @@ class Judge(nn.Module):
     def __init__(self, n_fft, c=16):
         super().__init__()
         self.n_fft = n_fft
-        self.layers = nn.ModuleList([
-            nn.Conv2d(1, c, (7, 3), stride=(2, 1), padding=(3, 1)), nn.Conv2d(c, 2 * c, (5, 3), stride=(2, 1), padding=(2, 1)),
-            nn.Conv2d(2 * c, 2 * c, (5, 3), stride=(2, 2), padding=(2, 1)), nn.Conv2d(2 * c, 1, 3, padding=1)])
+        self.layers = nn.ModuleList(                                       # kernel, stride, padding
+            [nn.Conv2d(1, c, (7, 3), (2, 1), (3, 1)), nn.Conv2d(c, 2 * c, (5, 3), (2, 1), (2, 1)),
+             nn.Conv2d(2 * c, 2 * c, (5, 3), (2, 2), (2, 1)), nn.Conv2d(2 * c, 1, 3, 1, 1)])
 
     def forward(self, wav):                                                # (B, L)
         x, seen = log_spectrum(wav, self.n_fft)[:, None] / 2, []
@@ -118,20 +114,19 @@ class VocoderTask(nn.Module):
                 "noise": torch.randn(batch, self.cfg.n_mels, frames, generator=generator, device=generator.device)}
 
     def forward(self, vocals, accomp, draw, judge=None):
-        """vocals, accomp (B, L) -> {name: weighted loss}. Of four clips two are bands, one is a voice and one is both. Their
-        mels are blurred and made noisy, a little or not at all, because the diffusion's mels are. judge: which one is asked."""
+        """vocals, accomp (B, L) -> {name: weighted loss}. Of four clips two are bands, one is a voice and one is both, their
+        mels blurred and noisy, a little or not at all, as the diffusion's mels are. judge: which one is asked, if any."""
         mix = draw["mix"]
         wav = torch.where(mix < 0.5, accomp, torch.where(mix < 0.75, vocals, 0.7 * (vocals + accomp)))
         mel = log_mel(wav, self.cfg)
         amount = (2 * draw["blur"] - 1).clamp(min=0)
         rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.5 * amount)
         made = self.model.vocoder(rough + 0.2 * amount * draw["noise"], draw["start"])
-        losses = {"mel": 2 * F.l1_loss(log_mel(made, self.cfg), mel),
-                  "stft": stft_distance(made, wav).mean()}
+        losses = {"mel": F.l1_loss(log_mel(made, self.cfg), mel), "stft": stft_distance(made, wav).mean()}
         if judge is not None:                                              # hinge losses (Lim & Ye 2017), feature matching
             judge = self.judges[judge]
             still = {name: weight.detach() for name, weight in judge.named_parameters()}
-            real, fake, faced = judge(wav), judge(made.detach()), functional_call(judge, still, made)
+            real, fake, faced = judge(wav), judge(made.detach()), torch.func.functional_call(judge, still, made)
             near = sum(F.l1_loss(a, b.detach()) for a, b in zip(faced[:-1], real[:-1]))
             losses |= {"judge": (1 - real[-1]).relu().mean() + (1 + fake[-1]).relu().mean(),
                        "fool": -0.3 * faced[-1].mean(), "match": 0.6 * near}
@@ -141,7 +136,6 @@ class VocoderTask(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # Validation
 
-
 @torch.no_grad()
 def validate(model, songs, length, vocoder, sigmas=(0.05, 0.2, 0.6, 2.0), count=16):
     """The three losses on fixed crops, the diffusion loss at fixed noise levels; or the vocoder's distances, on bands."""
@@ -149,28 +143,26 @@ def validate(model, songs, length, vocoder, sigmas=(0.05, 0.2, 0.6, 2.0), count=
     if vocoder:
         mel = log_mel(accomp, model.cfg)
         made = model.vocoder(mel)
-        return {"log-mel L1": F.l1_loss(log_mel(made, model.cfg), mel).item(), "stft": stft_distance(made, accomp).mean().item()}
-    result = {}
-    draw = model.draw(count, length // model.cfg.hop_length, torch.Generator(model.device).manual_seed(0))
-    draw.update(keep=torch.ones_like(draw["keep"]), hear=torch.ones_like(draw["hear"]))
+        losses = {"log-mel L1": F.l1_loss(log_mel(made, model.cfg), mel), "stft": stft_distance(made, accomp).mean()}
+        return {name: value.item() for name, value in losses.items()}
+    result, draw = {}, model.draw(count, length // model.cfg.hop_length, torch.Generator(model.device).manual_seed(0))
+    draw |= {name: torch.ones_like(draw[name]) for name in ("keep", "hear")}
     for sigma in sigmas:
-        losses = model(vocals, accomp, {**draw, "sigma": torch.full_like(draw["sigma"], sigma)})
-        result[f"diffusion {sigma}"] = losses["diffusion"].mean()
-    result.update(semantic=losses["semantic"], prior=losses["prior"])
-    return {name: float(value) for name, value in result.items()}
+        losses = model(vocals, accomp, draw | {"sigma": torch.full_like(draw["sigma"], sigma)})
+        result[f"diffusion {sigma}"] = losses.pop("diffusion").mean()
+    return {name: value.item() for name, value in (result | losses).items()}
 
 
 @torch.no_grad()
 def listen(model, songs, length, vocoder):
     """A stereo example (L, 2) at 24 kHz: what the model plays (left) to a validation song's voice (right), or what the
     vocoder makes (left) of a band's mel (right: the band)."""
-    vocals, accomp = songs.crops(np.random.default_rng(1), 1, length)
+    (voice,), (band,) = songs.crops(np.random.default_rng(1), 1, length)
     if vocoder:
-        made = model.vocode(log_mel(accomp.to(model.device), model.cfg))[0].cpu()
-        return torch.stack([made, accomp[0]], 1).clamp(-1, 1).numpy()
-    if not vocals.any():                                                   # a crop may fall into a rest
-        return np.zeros((length, 2), np.float32)
-    return np.stack([model.accompany(vocals[0], Config.sample_rate), vocals[0]], 1).clip(-1, 1)
+        pair = model.vocode(log_mel(band[None].to(model.device), model.cfg))[0].cpu(), band
+    else:                                                                  # a crop may fall into a rest
+        pair = model.accompany(voice, Config.sample_rate) if voice.any() else voice, voice
+    return np.stack(pair, 1).clip(-1, 1)
 
 
 def main(argv=None):
@@ -188,8 +180,10 @@ def main(argv=None):
     add("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
     add("--every", type=int, default=250, help="steps between validations, samples and saves (default: 250)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    add("--float32", action="store_true", help="never compute in bfloat16, not even where that is faster")
     add("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     add("--start", metavar="WEIGHTS", help="begin with these instead of at random, as with assets/demo.pt")
+    add("--judges", type=float, default=0.33, help="vocoder: the last share of the run that has judges (default: 0.33)")
     add("--vocoder", action="store_true", help="train the vocoder instead, leave the rest as it is in --start")
     args = parser.parse_args(argv)
     try:
@@ -226,69 +220,61 @@ def train(args):
     songs, val_songs = Songs(args.data, "train"), Songs(args.data, "val")
     torch.manual_seed(args.seed)
     path = f"{args.out}/checkpoint.pt"
-    demand((args.resume or not os.path.exists(path), f"{path} is there already; go on with --resume, or choose another --out"))
+    demand((args.resume or not os.path.exists(path), f"{path} is there already; choose --resume or another --out"))
     source = path if args.resume else args.start
     model = (FastSAG.load(source, args.device).train() if source else FastSAG(PRESETS[args.preset])).to(device)
     length = round(args.crop * Config.sample_rate / model.frame_length) * model.frame_length
     if args.vocoder:
-        model.requires_grad_(False)
-        model.vocoder = (model.vocoder or Vocoder(model.cfg)).to(device).requires_grad_(True)
-    elif model.vocoder is not None:
-        model.vocoder.requires_grad_(False)                                # stays as it is
+        model.vocoder = model.vocoder or Vocoder(model.cfg).to(device)
+    for name, weight in model.named_parameters():                          # what is not trained stays as it is
+        weight.requires_grad_(name.startswith("vocoder.") == args.vocoder)
     task = VocoderTask(model).to(device) if args.vocoder else model        # what has the losses
     trained = [weight for weight in task.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     step, seconds = 0, 0.0                                                 # done so far, resumed runs included
+    half = not args.float32 and bfloat16_pays(device)
     settings = {name: getattr(args, name) for name in ("preset", "batch_size", "crop", "lr", "seed", "vocoder")}
     if args.resume:
         checkpoint = load_checkpoint(path)
-        if "optimizer" not in checkpoint:
-            raise UserError(f"{path} holds weights for sampling only; --resume needs a checkpoint written by train.py")
+        demand(("optimizer" in checkpoint, f"{path} holds weights for sampling only; --resume needs one of train.py"))
         with fitting(path):
-            if checkpoint["settings"] != settings:
-                raise UserError(f"{path} was trained with {checkpoint['settings']}; --resume needs the same, not {settings}")
-            task.load_state_dict(checkpoint["model"])
-            ema.load_state_dict(checkpoint["ema"])
+            demand((checkpoint["settings"] == settings,
+                    f"{path} was trained with {checkpoint['settings']}; --resume needs the same, not {settings}"))
+            task.load_state_dict(checkpoint["model"])                      # ema has its weights from FastSAG.load
             optimizer.load_state_dict(checkpoint["optimizer"])
-            step, seconds = checkpoint["step"], checkpoint["seconds"]
+            step, seconds, half = (checkpoint[name] for name in ("step", "seconds", "half"))
     with writing(args.out):
         os.makedirs(args.out, exist_ok=True)
     if device.type == "cuda":
         for part in (model.semantic, model.prior, model.unet):
             part.compile()
-    parallel = DistributedDataParallel(task, find_unused_parameters=args.vocoder) if world > 1 else task
-
-    def say(line):
-        if rank == 0:
-            tqdm.write(line)
+    parallel = nn.parallel.DistributedDataParallel(task, find_unused_parameters=args.vocoder) if world > 1 else task
+    say = tqdm.write if rank == 0 else lambda line: None
 
     hours = sum(len(pairs) for _, pairs, _ in songs.songs) / Config.sample_rate / 3600
     reason = " (no GPU found)" if device.type == "cpu" and args.device == "auto" else ""
-    say(f"device {device}{reason}, {world} process(es); "
+    say(f"device {device}{reason}, {'bfloat16' if half else 'float32'}, {world} process(es); "
         f"{sum(p.numel() for p in trained) / 1e6:.2f} M parameters to train; {len(songs.songs)} songs, {hours:.2f} hours")
 
     def load(step):
-        return songs.crops(np.random.default_rng([args.seed, step]), args.batch_size, length, mine, bend=0.06)
+        """Every second batch has clips of a quarter of the length: who brings a few seconds is to be served too."""
+        short = max(1, length // model.frame_length // 4) * model.frame_length
+        rng = np.random.default_rng([args.seed, step])
+        return songs.crops(rng, args.batch_size, length if args.vocoder or step % 2 else short, mine, bend=0.06)
 
-    def save():
-        if rank == 0:
-            save_checkpoint({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": task.state_dict(),
-                             "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds, "settings": settings}, path)
-
-    began, recent = time.time() - seconds, []
+    began, recent, heard = time.time() - seconds, [], 0.0                  # heard: seconds of audio since the last line
 
     def progress():
-        """Share of the run that is done, the same on every process: 0 to 1."""
+        """Share of the run that is done, 0 to 1: by the steps, or by the clock of the first process."""
         if not args.minutes:
             return step / args.steps
-        minutes = torch.tensor((time.time() - began) / 60, device=device)
+        minutes = (time.time() - began) / 60
         if world > 1:
-            dist.broadcast(minutes, 0)
-        return minutes.item() / args.minutes
+            dist.broadcast(minutes := torch.tensor(minutes, device=device), 0)
+        return float(minutes) / args.minutes
 
-    total = None if args.minutes else args.steps
-    bar = tqdm(initial=step, total=total, unit="step", disable=None if rank == 0 else True)
+    bar = tqdm(initial=step, total=None if args.minutes else args.steps, unit="step", disable=None if rank == 0 else True)
     with bar, ThreadPoolExecutor(1) as reader:
         batch, share = reader.submit(load, step), progress()
         while share < 1:
@@ -300,17 +286,15 @@ def train(args):
             vocals, accomp = (wav.to(device, non_blocking=True) for wav in batch.result())
             batch = reader.submit(load, step + 1)
             generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step)
-            draw = task.draw(args.batch_size, length // model.cfg.hop_length, generator)
+            draw = task.draw(args.batch_size, vocals.shape[1] // model.cfg.hop_length, generator)
             draw = {name: value[mine] for name, value in draw.items()}
             vocals, losses = augment(vocals, generator, args.batch_size, mine), {}
-            if args.vocoder:
-                accomp = augment(accomp, generator, args.batch_size, mine)
+            # the judges come in at the end, in turns, when the vocoder has learnt the rough of it
+            judge = [step % 3 if share > 1 - args.judges else None] * args.vocoder
             for part in range(args.accumulate):
                 rows = slice(part, None, args.accumulate)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    # the judges come in for the last third, in turns, when the vocoder has learnt the rough of it
-                    some = parallel(vocals[rows], accomp[rows], {name: value[rows] for name, value in draw.items()},
-                                    *[step % 3 if share > 2 / 3 else None] * args.vocoder)
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    some = parallel(vocals[rows], accomp[rows], {name: value[rows] for name, value in draw.items()}, *judge)
                 some = {name: loss.mean() / args.accumulate for name, loss in some.items()}
                 sum(some.values()).backward()
                 losses = {name: losses.get(name, 0) + loss.detach() for name, loss in some.items()}
@@ -325,32 +309,33 @@ def train(args):
 
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
             recent.append({"loss": sum(losses.values()), "norm": norm, **losses})
+            heard += args.batch_size * vocals.shape[1] / Config.sample_rate
             bar.update()
-            if step % 25 == 0 or step % args.every == 0 or share >= 1:
+            due = step % args.every == 0 or share >= 1
+            if due or step % 25 == 0:
                 names = list(recent[-1])
-                table = torch.stack([torch.stack([row.get(name, torch.zeros_like(norm)) for name in names]) for row in recent])
+                table = torch.tensor([[row.get(name, 0) for name in names] for row in recent], device=device) / world
                 if world > 1:
                     dist.all_reduce(table)
-                    table /= world
                 bad = (~table.isfinite().all(1)).nonzero()
                 if len(bad):
                     raise UserError(f"the loss was NaN or infinite at step {step - len(recent) + 1 + bad[0].item()}; "
                                     f"lower --lr ({args.lr:g}) and --resume from the last save")
                 total, norm, *parts = table.mean(0).tolist()
-                now = time.time() - began
-                rate = len(recent) * args.batch_size * length / Config.sample_rate / (now - seconds)
-                seconds, recent = now, []
-                bar.set_postfix_str(f"loss {total:.3f}, lr {lr:.1e}, {rate:.0f} s of audio/s")
+                last, seconds = seconds, time.time() - began
+                speed = f"lr {lr:.1e}  {seconds / 60:.1f} min  {heard / (seconds - last):.0f} s of audio/s"
+                recent, heard = [], 0.0
+                bar.set_postfix_str(f"loss {total:.3f}, {speed}")
                 parts = ", ".join(f"{name} {value:.4f}" for name, value in zip(names[2:], parts))
-                say(f"step {step:6d}  loss {total:.4f} ({parts})  norm {norm:.2f}  lr {lr:.1e}  {now / 60:.1f} min  "
-                    f"{rate:.0f} s of audio/s")
-            if step % args.every == 0 or share >= 1:
-                save()
-                if rank == 0:
-                    losses = validate(ema, val_songs, length, args.vocoder)
-                    say(f"step {step:6d}  validation: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
-                    example = listen(ema, val_songs, max(length, 64 * model.frame_length), args.vocoder)
-                    write(f"{args.out}/sample.wav", audio_bytes(example, Config.sample_rate))
+                say(f"step {step:6d}  loss {total:.4f} ({parts})  norm {norm:.2f}  {speed}")
+            if due and rank == 0:
+                save_checkpoint({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": task.state_dict(),
+                                 "optimizer": optimizer.state_dict(), "settings": settings, "step": step, "half": half,
+                                 "seconds": seconds}, path)
+                losses = validate(ema, val_songs, length, args.vocoder)
+                say(f"step {step:6d}  validation: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+                example = listen(ema, val_songs, max(length, 64 * model.frame_length), args.vocoder)
+                write(f"{args.out}/sample.wav", audio_bytes(example, Config.sample_rate))
     say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; "
         f"listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
