@@ -70,7 +70,7 @@ PRESETS = {
                    vocoder_dim=512, vocoder_layers=8),
 }
 N_FEATURES = 12 + 12 + 3 + 1          # S: bass chroma, middle chroma, onsets in three bands, loudness
-N_BAR = 2 * (4 + 3) * 8                # bar profile: two tracks at every eighth of a beat, bars of four and three
+N_BAR = 2 * (4 + 3) * 8               # bar profile: two tracks at every eighth of a beat, bars of four and three
 PATCH = 4                             # one feature frame is 4 mel frames, 43 ms; the U-Net sees 4 x 4 mel patches
 
 

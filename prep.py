@@ -685,8 +685,9 @@ def write_set(out, partial, songs):
             facts.append(dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1]) | info | place)
             samples[info["split"]] += len(pair)
         counts = {f"{split}_samples": count for split, count in samples.items()}
+        meta = dict(format=FORMAT, sample_rate=SAMPLE_RATE, **counts, songs=facts)
         with writing(partial):
-            (partial / "meta.json").write_text(json.dumps(dict(format=FORMAT, sample_rate=SAMPLE_RATE, **counts, songs=facts)))
+            (partial / "meta.json").write_text(json.dumps(meta))
             out.mkdir(exist_ok=True)
             (out / "meta.json").unlink(missing_ok=True)                     # goes first and comes last: whenever this is
             for name in FILES:                                              # interrupted, nobody takes half a set for whole
@@ -718,7 +719,7 @@ def main(argv=None):
             stems, skipped = find_stems(args.paths)
             seconds = 0
             for song in stems:
-                with suppress(soundfile.LibsndfileError):                          # when it is read, it is skipped with a reason
+                with suppress(soundfile.LibsndfileError):                   # when it is read, it is skipped with a reason
                     seconds += soundfile.info(song.vocals).duration
             place = free_place(args.out or "data/mine", seconds)
             write_set(*place, stem_songs(stems, args.val, args.seed, skipped))

@@ -269,7 +269,7 @@ def evaluate(model, args, clock, longest=30):
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
         vocals, true = load(*song)
         other = load(*songs[(i + len(songs) // 2) % len(songs)])[1]        # half the set away: not the same singer's song
-        seconds += len(true) / cfg.sample_rate
+        true_mel, seconds = log_mel(true[None], cfg), seconds + len(true) / cfg.sample_rate
         clock("load")
         expected, mu = model.condition(vocals[None])
         mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
@@ -277,7 +277,7 @@ def evaluate(model, args, clock, longest=30):
         clock("generated")
         made = {}
         for name in vocoders:
-            made[name] = model.vocode(log_mel(true[None], cfg), name)
+            made[name] = model.vocode(true_mel, name)
             clock(name)
             copies[name].append(copy_distances(made[name], true[None], cfg))
             clock("measure")

@@ -314,7 +314,8 @@ def train(args):
             due = step % args.every == 0 or share >= 1
             if due or step % 25 == 0:
                 names = list(recent[-1])
-                table = torch.tensor([[row.get(name, 0) for name in names] for row in recent], device=device) / world
+                zero = torch.zeros_like(norm)                              # stacked on the device: read from it once
+                table = torch.stack([torch.stack([row.get(name, zero) for name in names]) for row in recent]) / world
                 if world > 1:
                     dist.all_reduce(table)
                 bad = (~table.isfinite().all(1)).nonzero()
