@@ -70,7 +70,7 @@ PRESETS = {
                    vocoder_dim=512, vocoder_layers=8),
 }
 N_FEATURES = 12 + 12 + 3 + 1          # S: bass chroma, middle chroma, onsets in three bands, loudness
-N_BAR = 2 * (4 + 3) * 8               # bar profile: two tracks at every eighth of a beat, bars of four and three
+N_BAR = 2 * (4 + 3) * 8 + 3 * 12      # bar profile: two tracks at each eighth of a beat, bars of four and three; three loops
 PATCH = 4                             # one feature frame is 4 mel frames, 43 ms; the U-Net sees 4 x 4 mel patches
 
 
@@ -273,18 +273,23 @@ def find_beat(onsets, cfg, slowest=0.9, tempos=512, reach=512, every=32):
     return period[total.argmax(-1)].repeat_interleave(every, 1)[:, : onsets.shape[1]]
 
 
-def fold(tracks, period, beats, parts=8, reach=512):
-    """What is sung at each point of the bar? tracks (B, C, T/4) and frames per beat (B, T/4) -> (B, C, beats * parts, T/4):
-    for each frame, the track's mean over 22 s to either side at this frame's own place in a bar of `beats` beats (the
-    middle row), and an eighth of a beat, two eighths, ... before it (above) and after it (below)."""
-    N, rows = tracks.shape[-1], beats * parts
-    time, place = torch.arange(N, device=tracks.device), torch.arange(rows, device=tracks.device) / parts - beats / 2
+def chroma_of(features):
+    """(B, S, T/4) -> (B, 24, T/4): the chroma rows of music_features as shares from 0 to 1."""
+    return (features[:, :24] + 1) / 4
+
+
+def fold(tracks, period, beats, places, reach=512):
+    """What is sung at each point of the bar? tracks (B, C, T/4), frames per beat (B, T/4), places (R,) in beats ->
+    (B, C, R, T/4): for each frame, the track's mean over 22 s to either side at this frame's own place in bars of `beats`
+    beats (place 0), and so many beats before it (negative places) or after it."""
+    N = tracks.shape[-1]
+    time, places = torch.arange(N, device=tracks.device), torch.as_tensor(places, device=tracks.device)[:, None]
     period, sums = period[:, None], 0
     tracks = F.pad(tracks, (0, 0, 0, 1), value=1.0)[:, :, None]            # one more, to count what was added up
-    pick = lambda i: tracks.take_along_dim(i[:, None], 3)                  # (B, rows, T/4) -> (B, C + 1, rows, T/4)
+    pick = lambda i: tracks.take_along_dim(i[:, None], 3)                  # (B, R, T/4) -> (B, C + 1, R, T/4)
     bars = int(reach / beats / period.min())
     for bar in range(-bars, bars + 1):
-        away = (bar * beats + place[:, None]) * period                     # (B, rows, T/4) frames from here
+        away = (bar * beats + places) * period                             # (B, R, T/4) frames from here
         weight = (0.5 + 0.5 * torch.cos(math.pi / reach * away.clamp(-reach, reach))) * ((time + away - N / 2).abs() < N / 2)
         at = (time + away).clamp(0, N - 1)
         before = at.long().clamp(max=N - 2)                                # and after it: interpolate between the two
@@ -293,20 +298,16 @@ def fold(tracks, period, beats, parts=8, reach=512):
 
 
 @in_float32
-def bar_profile(mel, cfg):
-    """log-mel (B, M, T) -> (B, 112, T/4): how strongly, beside the average, something begins and how loud the singing is at
-    each eighth of a beat around each frame, in bars of four beats and of three. A network can learn to find the beat, but
-    takes thousands of steps for it; what is *on* the beat, and what the band does there, is left to it."""
+def bar_profile(mel, chroma, cfg):
+    """log-mel (B, M, T) and chroma (B, 24, T/4) of the singing -> (B, 148, T/4). How strongly, beside the average, something
+    begins and how loud it is at each eighth of a beat around each frame, in bars of four beats and of three; and which notes
+    are sung here each time that a loop of 8, 16 or 12 beats comes round, for chords come in loops. A network can learn to
+    find the beat, but takes thousands of steps for it; what is *on* the beat, and what the band does there, is left to it."""
     onsets = onset_envelope(mel).mean(1)
-    tracks = torch.stack([4 * onsets, 2 * loudness(mel)], 1)
-    period = find_beat(onsets, cfg)
-    four, three = fold(tracks, period, 4), fold(tracks, period, 3)
-    return (torch.cat([four, three], 2) - four.mean(2, keepdim=True)).flatten(1, 2)
-
-
-def chroma_of(features):
-    """(B, S, T/4) -> (B, 24, T/4): the chroma rows of music_features as shares from 0 to 1."""
-    return (features[:, :24] + 1) / 4
+    tracks, period = torch.stack([4 * onsets, 2 * loudness(mel)], 1), find_beat(onsets, cfg)
+    four, three = (fold(tracks, period, beats, torch.arange(beats * 8) / 8 - beats / 2) for beats in (4, 3))
+    loops = [2 * fold(chroma[:, :12] + chroma[:, 12:], period, beats, [0.0])[:, :, 0] for beats in (8, 16, 12)]
+    return torch.cat([(torch.cat([four, three], 2) - four.mean(2, keepdim=True)).flatten(1, 2), *loops], 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -592,7 +593,8 @@ class FastSAG(nn.Module):
         """vocals (B, L) -> expected features (B, S, T/4), mu (B, M, T): the two things that the U-Net is told.
         hear (B, 2), in training: 0 where features or bar profile are kept from the encoder, lest it rely on one alone."""
         mel = log_mel(vocals, self.cfg)
-        features, bar = music_features(vocals, mel, self.cfg), bar_profile(mel, self.cfg)
+        features = music_features(vocals, mel, self.cfg)
+        bar = bar_profile(mel, chroma_of(features), self.cfg)
         if hear is not None:
             features, bar = features * hear[:, :1, None], bar * hear[:, 1:, None]
         expected, hidden = self.semantic(features, bar)

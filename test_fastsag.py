@@ -133,8 +133,8 @@ def test_beat_is_found_and_the_bar_is_folded_onto_it(per_minute, found, beats=4,
     period = fastsag.find_beat(torch.stack([onsets, onsets.flip(0)]), CFG)
     close(60 * frame_rate / period, torch.full((2, N), found), 0.003 * found, "beats per minute")
     tracks, at = torch.stack([onsets, strike(beats * beat, 9)])[None], 600                  # beats, downbeats
-    rows = fastsag.fold(tracks, torch.full((1, N), beat), beats)[0, :, :, at]
     away = torch.arange(beats * 8) / 8 - beats / 2
+    rows = fastsag.fold(tracks, torch.full((1, N), beat), beats, away)[0, :, :, at]
     for row, track in zip(rows, tracks[0]):                                # plainly, one place after the other
         for share, value in zip(away[3::7], row[3::7]):
             places = at + beat * (share + beats * torch.arange(-30, 31)).numpy()
