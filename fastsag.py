@@ -300,9 +300,9 @@ def fold(tracks, period, beats, places, reach=512):
 @in_float32
 def bar_profile(mel, chroma, cfg):
     """log-mel (B, M, T) and chroma (B, 24, T/4) of the singing -> (B, 148, T/4). How strongly, beside the average, something
-    begins and how loud it is at each eighth of a beat around each frame, in bars of four beats and of three; and which notes
-    are sung here each time that a loop of 8, 16 or 12 beats comes round, for chords come in loops. A network can learn to
-    find the beat, but takes thousands of steps for it; what is *on* the beat, and what the band does there, is left to it."""
+    begins and how loud it is at each eighth of a beat around each frame, in bars of four beats and of three; which notes are
+    sung here each time that a loop of 8, 16 or 12 beats comes round (chords come in loops). A network can learn to find the
+    beat, but takes thousands of steps for it; what is *on* the beat, and what the band does there, is left to it."""
     onsets = onset_envelope(mel).mean(1)
     tracks, period = torch.stack([4 * onsets, 2 * loudness(mel)], 1), find_beat(onsets, cfg)
     four, three = (fold(tracks, period, beats, torch.arange(beats * 8) / 8 - beats / 2) for beats in (4, 3))
@@ -537,9 +537,9 @@ def match_mel(spec, log_mel, cfg):
 
 class Vocoder(nn.Module):
     """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
-    around it; how loud each band is, the mel itself says last. A steady tone has the same mel in every frame, but its phase
-    moves on. Something must tell the frames apart: phases are given relative to each bin's own rotation, i^(k t), and
-    clocks of up to 128 frames let tones between the bins drift."""
+    around it; its blocks are passed twice: deeper, not larger. How loud each band is, the mel itself says last. A steady
+    tone has the same mel in every frame, but its phase moves on. Something must tell the frames apart: phases are given
+    relative to each bin's own rotation, i^(k t), and clocks of up to 128 frames let tones between the bins drift."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -548,17 +548,17 @@ class Vocoder(nn.Module):
         self.blocks = nn.Sequential(*[ConvNeXtBlock(C) for _ in range(cfg.vocoder_layers)], ChannelNorm(C))
         self.out = nn.Conv1d(C, cfg.n_fft + 2, 1)
 
-    def forward(self, mel, start=0):
-        """start: which frame of its song mel begins with, an integer or integers (B, 1, 1)."""
+    def forward(self, mel, start=0, rounds=10):
+        """start: which frame of its song mel begins with, an integer or integers (B, 1, 1). rounds: of find_phases."""
         time = start + torch.arange(mel.shape[-1], device=mel.device).expand(len(mel), 1, -1)             # (B, 1, T)
         clock = 2 * math.pi * time / torch.tensor([[8], [16], [32], [64], [128]], device=mel.device)      # (B, 5, T)
         x = self.embed(torch.cat([normalise(mel, self.cfg), clock.cos(), clock.sin()], 1))
-        log_magnitude, phase = self.out(self.blocks(x)).float().chunk(2, 1)
+        log_magnitude, phase = self.out(self.blocks(self.blocks(x))).float().chunk(2, 1)
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
         turns = time % 4 * torch.arange(phase.shape[1], device=mel.device)[:, None].float() % 4          # quarter turns
         phase = phase + math.pi / 2 * turns
         spec = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-        return find_phases(spec, lambda spec: match_mel(spec, mel, self.cfg), 10, 0.5, self.cfg)
+        return find_phases(spec, lambda spec: match_mel(spec, mel, self.cfg), rounds, 0.5, self.cfg)
 
     def long(self, mel, piece=2048, halo=96):
         """The same for a song, in pieces of 22 s with more to either side than the network sees: no seam exists."""
@@ -584,6 +584,7 @@ class FastSAG(nn.Module):
         self.prior = Projection(cfg, N_FEATURES + cfg.dim, PATCH * cfg.n_mels, layers=2, attend=False)
         self.unet = UNet(cfg)
         self.vocoder = None                                                # a Vocoder(cfg), once one is trained
+        self.frame_length = cfg.hop_length * PATCH * 2 ** (len(cfg.channels) - 1)            # all lengths are multiples of it
 
     @property
     def device(self):
@@ -680,11 +681,6 @@ class FastSAG(nn.Module):
         assert level > -math.inf, "vocals are silent"
         gain = 10 ** ((self.cfg.level_dbfs - level) / 20)
         return F.pad(wav * gain, (0, -len(wav) % self.frame_length))[None].to(self.device), gain
-
-    @property
-    def frame_length(self):
-        """Samples per frame of the U-Net's lowest level: lengths are multiples of it."""
-        return self.cfg.hop_length * PATCH * 2 ** (len(self.cfg.channels) - 1)
 
     def vocode(self, mel, vocoder="neural"):
         """log-mel (1, M, T) -> waveform (1, T * hop). "neural" falls back to "griffinlim" if the weights have none."""
