@@ -51,12 +51,12 @@ def png(picture):
             + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b""))
 
 
-def write_text(picture, x, y, text, scale=2):
+def write_text(picture, x, y, text):
     """Draw text (letters and digits) in light grey with its upper left corner at x, y."""
     for i, letter in enumerate(text):
         bits = int(FONT[4 * int(letter, 36):][:4], 16) if letter != " " else 0
-        dots = np.array([bits >> (14 - n) & 1 for n in range(15)], bool).reshape(5, 3).repeat(scale, 0).repeat(scale, 1)
-        spot = picture[y: y + 5 * scale, x + 4 * scale * i:][:, : 3 * scale]
+        dots = np.array(list(f"{bits:015b}")).reshape(5, 3).repeat(2, 0).repeat(2, 1) == "1"
+        spot = picture[y: y + 10, x + 8 * i:][:, :6]
         spot[dots[:, : spot.shape[1]]] = 210                               # cut off at the right edge
 
 
@@ -67,19 +67,19 @@ def draw(model, vocals, expected, mu, mel, width=1200, inner=210, left=60, gap=2
     tones = [(f"{hz}".replace("000", "k"), mels(hz) / mels(cfg.sample_rate / 2) * cfg.n_mels - 0.5)
              for hz in (200, 500, 1000, 2000, 4000, 8000)]
     notes = [(name, row + part) for part in (0, 12) for name, row in zip("CEG", (0, 4, 7))]
-    panels = [("vocals in hz", normalise(log_mel(vocals, cfg), cfg), -1.0, 1.3, tones),        # title, rows, range, labels
-              ("expected harmony  bass below  middle above", chroma_of(expected), 0, 0.7, notes),
-              ("prior mu in hz", mu, -1.0, 1.3, tones), ("accompaniment in hz", mel, -1.0, 1.3, tones)]
+    shade = lambda mel: (mel + 1) / 2.3                                    # from dark, 0, to bright, 1
+    panels = [("vocals in hz", shade(normalise(log_mel(vocals, cfg), cfg)), tones),
+              ("expected harmony  bass below  middle above", chroma_of(expected) / 0.7, notes),
+              ("prior mu in hz", shade(mu), tones), ("accompaniment in hz", shade(mel), tones)]
     picture = np.full(((inner + gap) * len(panels) + gap, width + left + 40, 3), 24, np.uint8)
-    for top, (title, values, low, high, labels) in zip(count(gap, inner + gap), panels):
-        values = F.interpolate(values.cpu().float(), width, mode="area")[0].numpy()
-        level = (values - low) / (high - low) * (len(COLOURS) - 1)
-        level = level[np.arange(inner)[::-1] * len(values) // inner]       # nearest row; low ones at the bottom
-        picture[top: top + inner, left: left + width] = np.stack(
-            [np.interp(level, range(len(COLOURS)), channel) for channel in COLOURS.T], -1)
+    for top, (title, rows, labels) in zip(count(gap, inner + gap), panels):
+        rows = F.interpolate(rows.cpu().float(), width, mode="area")[0].numpy()
+        level = rows[np.arange(inner)[::-1] * len(rows) // inner]          # nearest row; low ones at the bottom
+        colours = [np.interp(level, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]
+        picture[top: top + inner, left: left + width] = np.stack(colours, -1)
         write_text(picture, left, top - 14, title)
         for label, row in labels:
-            y = top + inner - 1 - int((row + 0.5) * inner / len(values))
+            y = top + inner - 1 - int((row + 0.5) * inner / len(rows))
             picture[y, left - 5: left] = 210
             write_text(picture, left - 8 - 8 * len(label), max(top, y - 5), label)
     step = next((s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if seconds / s <= 12), 1200)

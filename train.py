@@ -35,30 +35,22 @@ from prep import audio_bytes, read_set
 # ----------------------------------------------------------------------------------------------------------------------
 # Data: one flat memory-mapped file per split; a batch is random crops of random songs.
 
-class Songs:
-    """The songs of one split of one or more prepared sets."""
-
-    def __init__(self, folders, split):
-        self.songs = [song for folder in folders for song in read_set(folder, split)]
-        lengths = np.array([len(pairs) for _, pairs, _ in self.songs], float)
-        self.share = lengths / lengths.sum()
-
-    def crops(self, rng, count, length, keep=slice(None), bend=0.0):
-        """`count` random crops -> vocals, accomp (those of them in `keep`, length). Short songs end in silence.
-        bend: play each up to this share faster or slower, voice and band together: other keys, other tempos."""
-        picks = rng.choice(len(self.songs), count, p=self.share)
-        places, speeds = rng.random(count), 1 + bend * rng.uniform(-1, 1, count)
-        out = torch.zeros(len(picks[keep]), 2, length)
-        for row, pick, place, speed in zip(out, picks[keep], places[keep], speeds[keep]):
-            _, pairs, gains = self.songs[pick]
-            n = round(length * speed / 2048) * 2048 if bend else length    # lengths with small factors: a fast FFT
-            start = int(place * max(0, len(pairs) - n + 1))
-            crop = torch.zeros(2, n)
-            crop[:, : len(pairs) - start] = torch.from_numpy((pairs[start: start + n] * gains).T)
-            if bend:
-                crop = torch.fft.irfft(torch.fft.rfft(crop)[:, : length // 2 + 1], n=length) * (length / n)
-            row.copy_(crop)
-        return out.unbind(1)
+def random_crops(songs, rng, count, length, keep=slice(None), bend=0.0):
+    """`count` crops of songs from read_set -> (2, those in `keep`, length): vocals, accomp. Short songs end in silence.
+    bend: play each up to this share faster or slower, voice and band together: other keys, other tempos."""
+    lengths, crops = np.array([len(pairs) for _, pairs, _ in songs], float), []
+    picks = rng.choice(len(songs), count, p=lengths / lengths.sum())
+    places, speeds = rng.random(count), 1 + bend * rng.uniform(-1, 1, count)
+    for pick, place, speed in zip(picks[keep], places[keep], speeds[keep]):
+        _, pairs, gains = songs[pick]
+        n = round(length * speed / 2048) * 2048 if bend else length        # lengths with small factors: a fast FFT
+        start = int(place * max(0, len(pairs) - n + 1))
+        crop = torch.from_numpy((pairs[start: start + n] * gains).T)
+        crop = F.pad(crop, (0, n - crop.shape[1]))
+        if bend:
+            crop = torch.fft.irfft(torch.fft.rfft(crop)[:, : length // 2 + 1], n=length) * (length / n)
+        crops.append(crop)
+    return torch.stack(crops, 1)
 
 
 def augment(vocals, generator, batch_size, mine=slice(None)):
@@ -92,10 +84,9 @@ class Judge(nn.Module):
              nn.Conv2d(2 * c, 2 * c, (5, 3), (2, 2), (2, 1)), nn.Conv2d(2 * c, 1, 3, 1, 1)])
 
     def forward(self, wav):                                                # (B, L)
-        x, seen = log_spectrum(wav, self.n_fft)[:, None] / 2, []
-        for layer in self.layers:
-            seen.append(layer(F.leaky_relu(x, 0.1) if seen else x))
-            x = seen[-1]
+        seen = [self.layers[0](log_spectrum(wav, self.n_fft)[:, None] / 2)]
+        for layer in self.layers[1:]:
+            seen.append(layer(F.leaky_relu(seen[-1], 0.1)))
         return seen
 
 
@@ -139,28 +130,27 @@ class VocoderTask(nn.Module):
 @torch.no_grad()
 def validate(model, songs, length, vocoder, sigmas=(0.05, 0.2, 0.6, 2.0), count=16):
     """The three losses on fixed crops, the diffusion loss at fixed noise levels; or the vocoder's distances, on bands."""
-    vocals, accomp = (wav.to(model.device) for wav in songs.crops(np.random.default_rng(0), count, length))
+    vocals, accomp = random_crops(songs, np.random.default_rng(0), count, length).to(model.device)
     if vocoder:
         mel = log_mel(accomp, model.cfg)
         made = model.vocoder(mel)
-        losses = {"log-mel L1": F.l1_loss(log_mel(made, model.cfg), mel), "stft": stft_distance(made, accomp).mean()}
-        return {name: value.item() for name, value in losses.items()}
-    result, draw = {}, model.draw(count, length // model.cfg.hop_length, torch.Generator(model.device).manual_seed(0))
-    draw |= {name: torch.ones_like(draw[name]) for name in ("keep", "hear")}
-    for sigma in sigmas:
-        losses = model(vocals, accomp, draw | {"sigma": torch.full_like(draw["sigma"], sigma)})
-        result[f"diffusion {sigma}"] = losses.pop("diffusion").mean()
-    return {name: value.item() for name, value in (result | losses).items()}
+        result = {"log-mel L1": F.l1_loss(log_mel(made, model.cfg), mel), "stft": stft_distance(made, accomp).mean()}
+    else:
+        draw = model.draw(count, length // model.cfg.hop_length, torch.Generator(model.device).manual_seed(0))
+        draw |= {name: torch.ones_like(draw[name]) for name in ("keep", "hear")}
+        losses = [model(vocals, accomp, draw | {"sigma": torch.full_like(draw["sigma"], sigma)}) for sigma in sigmas]
+        result = {f"diffusion {sigma}": at.pop("diffusion").mean() for sigma, at in zip(sigmas, losses)} | losses[-1]
+    return {name: value.item() for name, value in result.items()}
 
 
 @torch.no_grad()
 def listen(model, songs, length, vocoder):
     """A stereo example (L, 2) at 24 kHz: what the model plays (left) to a validation song's voice (right), or what the
     vocoder makes (left) of a band's mel (right: the band)."""
-    (voice,), (band,) = songs.crops(np.random.default_rng(1), 1, length)
+    (voice,), (band,) = random_crops(songs, np.random.default_rng(1), 1, length)           # a crop may fall into a rest
     if vocoder:
         pair = model.vocode(log_mel(band[None].to(model.device), model.cfg))[0].cpu(), band
-    else:                                                                  # a crop may fall into a rest
+    else:
         pair = model.accompany(voice, Config.sample_rate) if voice.any() else voice, voice
     return np.stack(pair, 1).clip(-1, 1)
 
@@ -217,7 +207,7 @@ def train(args):
 
     # Data and model. What is random in a step depends on (seed, step) alone, so a resumed run repeats nothing and
     # misses nothing, and N processes that share a batch train exactly as one would.
-    songs, val_songs = Songs(args.data, "train"), Songs(args.data, "val")
+    songs, val_songs = ([song for path in args.data for song in read_set(path, split)] for split in ("train", "val"))
     torch.manual_seed(args.seed)
     path = f"{args.out}/checkpoint.pt"
     demand((args.resume or not os.path.exists(path), f"{path} is there already; choose --resume or another --out"))
@@ -232,8 +222,7 @@ def train(args):
     trained = [weight for weight in task.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    step, seconds = 0, 0.0                                                 # done so far, resumed runs included
-    half = not args.float32 and bfloat16_pays(device)
+    step, seconds, half = 0, 0.0, not args.float32 and bfloat16_pays(device)                 # resumed runs included
     settings = {name: getattr(args, name) for name in ("preset", "batch_size", "crop", "lr", "seed", "vocoder")}
     if args.resume:
         checkpoint = load_checkpoint(path)
@@ -252,27 +241,25 @@ def train(args):
     parallel = nn.parallel.DistributedDataParallel(task, find_unused_parameters=args.vocoder) if world > 1 else task
     say = tqdm.write if rank == 0 else lambda line: None
 
-    hours = sum(len(pairs) for _, pairs, _ in songs.songs) / Config.sample_rate / 3600
+    hours = sum(len(pairs) for _, pairs, _ in songs) / Config.sample_rate / 3600
     reason = " (no GPU found)" if device.type == "cpu" and args.device == "auto" else ""
     say(f"device {device}{reason}, {'bfloat16' if half else 'float32'}, {world} process(es); "
-        f"{sum(p.numel() for p in trained) / 1e6:.2f} M parameters to train; {len(songs.songs)} songs, {hours:.2f} hours")
+        f"{sum(p.numel() for p in trained) / 1e6:.2f} M parameters to train; {len(songs)} songs, {hours:.2f} hours")
 
     def load(step):
         """Every second batch has clips of a quarter of the length: who brings a few seconds is to be served too."""
         short = max(1, length // model.frame_length // 4) * model.frame_length
         rng = np.random.default_rng([args.seed, step])
-        return songs.crops(rng, args.batch_size, length if args.vocoder or step % 2 else short, mine, bend=0.06)
+        return random_crops(songs, rng, args.batch_size, length if args.vocoder or step % 2 else short, mine, bend=0.06)
 
     began, recent, heard = time.time() - seconds, [], 0.0                  # heard: seconds of audio since the last line
 
     def progress():
         """Share of the run that is done, 0 to 1: by the steps, or by the clock of the first process."""
-        if not args.minutes:
-            return step / args.steps
-        minutes = (time.time() - began) / 60
-        if world > 1:
-            dist.broadcast(minutes := torch.tensor(minutes, device=device), 0)
-        return float(minutes) / args.minutes
+        share = (time.time() - began) / 60 / args.minutes if args.minutes else step / args.steps
+        if args.minutes and world > 1:
+            dist.broadcast(share := torch.tensor(share, device=device), 0)
+        return float(share)
 
     bar = tqdm(initial=step, total=None if args.minutes else args.steps, unit="step", disable=None if rank == 0 else True)
     with bar, ThreadPoolExecutor(1) as reader:
@@ -280,24 +267,22 @@ def train(args):
         while share < 1:
             # learning rate: warm-up over 100 steps, then half a cosine down to 1 %
             lr = args.lr * min(1, (step + 1) / 100) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * share)))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
-            vocals, accomp = (wav.to(device, non_blocking=True) for wav in batch.result())
+            optimizer.param_groups[0]["lr"] = lr
+            vocals, accomp = batch.result().to(device)
             batch = reader.submit(load, step + 1)
             generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step)
             draw = task.draw(args.batch_size, vocals.shape[1] // model.cfg.hop_length, generator)
-            draw = {name: value[mine] for name, value in draw.items()}
-            vocals, losses = augment(vocals, generator, args.batch_size, mine), {}
+            vocals, values = augment(vocals, generator, args.batch_size, mine), 0
             # the judges come in at the end, in turns, when the vocoder has learnt the rough of it
             judge = [step % 3 if share > 1 - args.judges else None] * args.vocoder
             for part in range(args.accumulate):
                 rows = slice(part, None, args.accumulate)
+                some = {name: value[mine][rows] for name, value in draw.items()}
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    some = parallel(vocals[rows], accomp[rows], {name: value[rows] for name, value in draw.items()}, *judge)
-                some = {name: loss.mean() / args.accumulate for name, loss in some.items()}
-                sum(some.values()).backward()
-                losses = {name: losses.get(name, 0) + loss.detach() for name, loss in some.items()}
+                    losses = parallel(vocals[rows], accomp[rows], some, *judge)
+                some = torch.stack([loss.mean() for loss in losses.values()]) / args.accumulate
+                some.sum().backward()
+                values += some.detach()
             norm = nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -308,27 +293,25 @@ def train(args):
                 torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
-            recent.append({"loss": sum(losses.values()), "norm": norm, **losses})
+            recent.append(torch.cat([norm[None], values]))
             heard += args.batch_size * vocals.shape[1] / Config.sample_rate
             bar.update()
             due = step % args.every == 0 or share >= 1
             if due or step % 25 == 0:
-                names = list(recent[-1])
-                zero = torch.zeros_like(norm)                              # stacked on the device: read from it once
-                table = torch.stack([torch.stack([row.get(name, zero) for name in names]) for row in recent]) / world
+                table = nn.utils.rnn.pad_sequence(recent, batch_first=True) / world          # 0 before judges came in
                 if world > 1:
                     dist.all_reduce(table)
-                bad = (~table.isfinite().all(1)).nonzero()
-                if len(bad):
-                    raise UserError(f"the loss was NaN or infinite at step {step - len(recent) + 1 + bad[0].item()}; "
-                                    f"lower --lr ({args.lr:g}) and --resume from the last save")
-                total, norm, *parts = table.mean(0).tolist()
+                healthy = table.isfinite().all(1)
+                demand((healthy.all(),
+                        f"the loss was NaN or infinite at step {step - len(recent) + 1 + healthy.int().argmin()}; "
+                        f"lower --lr ({args.lr:g}) and --resume from the last save"))
+                norm, *means = table.mean(0).tolist()                      # the device is read once a line
                 last, seconds = seconds, time.time() - began
                 speed = f"lr {lr:.1e}  {seconds / 60:.1f} min  {heard / (seconds - last):.0f} s of audio/s"
                 recent, heard = [], 0.0
-                bar.set_postfix_str(f"loss {total:.3f}, {speed}")
-                parts = ", ".join(f"{name} {value:.4f}" for name, value in zip(names[2:], parts))
-                say(f"step {step:6d}  loss {total:.4f} ({parts})  norm {norm:.2f}  {speed}")
+                bar.set_postfix_str(f"loss {sum(means):.3f}, {speed}")
+                parts = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(losses, means))
+                say(f"step {step:6d}  loss {sum(means):.4f} ({parts})  norm {norm:.2f}  {speed}")
             if due and rank == 0:
                 save_checkpoint({"config": asdict(model.cfg), "ema": ema.state_dict(), "model": task.state_dict(),
                                  "optimizer": optimizer.state_dict(), "settings": settings, "step": step, "half": half,
