@@ -223,14 +223,14 @@ def measure(wav, true, cfg, song):
     result = {"harmony": F.cosine_similarity(*features, dim=0)[sounding].mean(),
               "rhythm": torch.corrcoef(envelopes)[0, 1].nan_to_num()}
     if "chords" in song:
-        time = (torch.arange(envelopes.shape[-1]) + 0.5) * 4 * cfg.hop_length / cfg.sample_rate
-        chord = torch.zeros(12, len(time), dtype=torch.bool)
+        when = (torch.arange(envelopes.shape[-1]) + 0.5) * 4 * cfg.hop_length / cfg.sample_rate          # seconds
+        chord = torch.zeros(12, len(when), dtype=torch.bool)
         for begin, end, tones in song["chords"]:
-            chord[tones] |= (time >= begin) & (time < end)
+            chord[tones] |= (when >= begin) & (when < end)
         energy = features[0, 12:].square()
         share = (energy * chord).sum(0) / energy.sum(0).clamp(min=1e-9)
         result["on chord"] = share[chord.any(0) & sounding].mean()
-        near = (time[:, None] - torch.tensor(song["beats"])).abs().amin(1) < 0.043
+        near = (when[:, None] - torch.tensor(song["beats"])).abs().amin(1) < 0.043
         result["on beat"] = envelopes[0][near].mean() / envelopes[0][~near].mean()
     patches = F.avg_pool2d(mel[:1], (4, 1))[0].unfold(-1, 16, 16)          # (25, n, 16): a patch is 171 ms
     patches = torch.cat([patches.mean(-1), patches.std(-1)]).T             # (n, 50): spectrum and its movement
@@ -256,8 +256,8 @@ def frechet(a, b):
 @torch.no_grad()
 def evaluate(model, args, clock, longest=30):
     """Print the table for the validation songs of a prepared set, `longest` seconds of each, and one for the vocoders."""
-    cfg, folder, songs = model.cfg, args.evaluate, read_set(args.evaluate, "val", model.cfg.level_dbfs)
-    demand((len(songs) > 1, f"{folder} has one validation song; a floor needs another song's band, so at least 2"))
+    cfg, songs = model.cfg, read_set(args.evaluate, "val", model.cfg.level_dbfs)
+    demand((len(songs) > 1, f"{args.evaluate} has one validation song; a floor needs another song's band, so at least 2"))
     vocoders = ["neural"] * (model.vocoder is not None) + ["griffinlim"]
     vocoder = args.vocoder if args.vocoder in vocoders else "griffinlim"
     rows, patches, copies, seconds = defaultdict(list), defaultdict(list), defaultdict(list), 0.0
@@ -290,7 +290,7 @@ def evaluate(model, args, clock, longest=30):
             patches[row].append(some)
         clock("measure")
 
-    print(f"{folder}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}, "
+    print(f"{args.evaluate}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}, "
           f"{vocoder}; mean and 95 % interval over songs")
     print(f"{'':28s}" + "".join(f"{name:>16s}" for name in result) + f"{'Frechet':>10s}")
     mean = {}

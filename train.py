@@ -277,20 +277,19 @@ def train(args):
             judge = [step % 3 if share > 1 - args.judges else None] * args.vocoder
             for part in range(args.accumulate):
                 rows = slice(part, None, args.accumulate)
-                some = {name: value[mine][rows] for name, value in draw.items()}
+                chance = {name: value[mine][rows] for name, value in draw.items()}
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    losses = parallel(vocals[rows], accomp[rows], some, *judge)
+                    losses = parallel(vocals[rows], accomp[rows], chance, *judge)
                 some = torch.stack([loss.mean() for loss in losses.values()]) / args.accumulate
                 some.sum().backward()
                 values += some.detach()
             norm = nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             step += 1
             share = progress()
             decay = min(0.999, step / (step + 9))                          # EMA over the last tenth of a short run
-            with torch.no_grad():
-                torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+            torch._foreach_lerp_(list(ema.parameters()), [weight.detach() for weight in model.parameters()], 1 - decay)
 
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
             recent.append(torch.cat([norm[None], values]))
