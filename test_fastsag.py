@@ -372,7 +372,7 @@ def test_damaged_files_are_heard_or_refused_in_one_line(tmp_path):
 
 def test_every_good_song_is_played_and_each_take_tells_how_to_make_it_again(files, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(shutil.copytree(files, tmp_path, dirs_exist_ok=True))
-    songs = {"-ü🎤.wav": (16000, 1, "-ü🎤"), "run/-ü🎤.wav": (48000, 4.7, "-ü🎤-2")}          # neither is an option
+    songs = {"-ü🎤.wav": (16000, 0.5, "-ü🎤"), "run/-ü🎤.wav": (48000, 4.7, "-ü🎤-2")}          # neither is an option
     for path, (rate, gain, _) in songs.items():
         soundfile.write(path, gain * singing(1.5, rate), rate)
     assert sample.main(sample_args(".", "missing.wav", *songs, "--takes", 2, "--seed", 5, "--page")) == 2
@@ -388,7 +388,7 @@ def test_every_good_song_is_played_and_each_take_tells_how_to_make_it_again(file
         (accomp, rate_out), (mix, _) = (soundfile.read(f"out/{folder}/{wav}-2.wav") for wav in ("accompaniment", "mix"))
         sung = fastsag.resample(sample.read_vocals(path)[0], rate, rate_out)
         assert rate_out == max(rate, RATE) and len(accomp) == len(mix) == len(sung) and 0.1 < np.abs(mix).max() < 0.995
-        if gain == 1:                                                      # too loud a mix is turned down
+        if gain < 1:                                                       # too loud a mix is turned down
             close(mix, sung.numpy() + accomp, 1e-3, "mix")
             close(accomp, model.accompany(sung, rate_out, steps=2, seed=6), 1e-3, "take 2")
             for wav in (accomp, torch.cat([0 * sung, sung])):              # silence does not count
