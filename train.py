@@ -105,10 +105,10 @@ class VocoderTask(nn.Module):
                 "noise": torch.randn(batch, self.cfg.n_mels, frames, generator=generator, device=generator.device)}
 
     def forward(self, vocals, accomp, draw, judge=None):
-        """vocals, accomp (B, L) -> {name: weighted loss}. Of four clips two are bands, one is a voice and one is both, their
+        """vocals, accomp (B, L) -> {name: weighted loss}. Of ten clips eight are bands, one is a voice and one is both, their
         mels blurred and noisy, a little or not at all, as the diffusion's mels are. judge: which one is asked, if any."""
         mix = draw["mix"]
-        wav = torch.where(mix < 0.5, accomp, torch.where(mix < 0.75, vocals, 0.7 * (vocals + accomp)))
+        wav = torch.where(mix < 0.8, accomp, torch.where(mix < 0.9, vocals, 0.7 * (vocals + accomp)))
         mel = log_mel(wav, self.cfg)
         amount = (2 * draw["blur"] - 1).clamp(min=0)
         rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.5 * amount)
