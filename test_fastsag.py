@@ -1,4 +1,4 @@
-"""The tests: python -m pytest -q. Two minutes on two cores, less with -m "not slow"; needs pytest besides the packages.
+"""The tests: python -m pytest -q. A minute or two on two cores, less with -m "not slow"; needs pytest besides the packages.
 Right is what equals something independent: stored librosa numbers, torch, closed forms, a plain formula in here."""
 import math
 import multiprocessing
