@@ -473,7 +473,8 @@ def find_stems(paths):
             if match := re.fullmatch(r"(|.+_)(?<!no_)vocals", stem):        # vocals, NAME_vocals
                 prefix = match[1]
                 whole, parts, mixture = ([files[prefix + x] for x in names if prefix + x in files] for names in BANDS)
-                band = whole[:1] or (parts if len(parts) > 2 else mixture or parts)
+                complete = all(prefix + x in files for x in ("drums", "bass", "other"))
+                band = whole[:1] or (parts if complete else mixture or parts)
                 group, name = (f"{title}/{prefix[:-1]}", file.stem[:len(prefix) - 1]) if prefix else (title, title)
                 found.append(Stems(group, name, file, band, band == mixture))
         found = found or [Stems(match[1], file.stem, file, None, False) for stem, file in files.items()
@@ -487,7 +488,7 @@ def find_stems(paths):
 
 def load_stems(song, quiet=-50, longest=4, shortest=3):
     """The useful stretches of a song -> [float32 (vocals and accompaniment, L) at 24 kHz], one gain for all: `shortest`
-    s or more, never over `longest` s from singing and from band above `quiet` dBFS (100 ms RMS). Or UserError."""
+    s or more, without pauses of over `longest` s below `quiet` dBFS (100 ms RMS) in either. Or UserError."""
     files = [read_audio(path, mono=bool(song.band)) for path in [song.vocals, *(song.band or [])]]
     waves = [wave for wav, rate in files for wave in resample(torch.from_numpy(wav), rate, SAMPLE_RATE).numpy()]
     if not song.band:
@@ -500,10 +501,12 @@ def load_stems(song, quiet=-50, longest=4, shortest=3):
     pair *= 0.9 / max(np.abs(pair).max(), 1e-6)
     block = SAMPLE_RATE // 10
     power = (np.pad(pair, ((0, 0), (0, -len(vocals) % block))).reshape(2, -1, block) ** 2).mean(2)
-    loud = np.pad(power > 10 ** (quiet / 10), ((0, 0), (longest * 10, longest * 10)))
-    keep = np.lib.stride_tricks.sliding_window_view(loud, longest * 20 + 1, 1).any(2).all(0)        # (blocks,)
-    edges = np.flatnonzero(np.diff(np.pad(keep.astype(int), 1))).reshape(-1, 2) * block
-    stretches = [pair[:, begin:end] for begin, end in edges if end - begin >= shortest * SAMPLE_RATE]
+    runs = lambda mask: np.flatnonzero(np.diff(np.pad(mask.astype(int), 1))).reshape(-1, 2)         # [(begin, end)] of true
+    keep = np.ones(power.shape[1], bool)
+    for begin, end in [run for silent in power < 10 ** (quiet / 10) for run in runs(silent)]:
+        keep[begin:end] &= end - begin <= longest * 10
+    stretches = [part for begin, end in runs(keep) * block
+                 if (part := pair[:, begin:end]).shape[1] >= shortest * SAMPLE_RATE]
     demand((stretches, f"{song.vocals}: no {shortest} s in which both singing and band are above {quiet} dBFS"))
     return stretches
 
@@ -571,16 +574,17 @@ def write_set(out, seconds, songs):
     try:
         with writing(partial):
             partial.mkdir(parents=True)
-            for vocals, accomp, info in songs:
-                pair = np.round(np.stack([vocals, accomp], axis=1) * 32767).astype(np.int16)        # (L, 2)
-                levels = [round(active_dbfs(column / np.float32(32768), SAMPLE_RATE), 2) for column in pair.T]
-                with open(partial / f"{info['split']}.bin", "ab") as file:
-                    file.write(pair.tobytes())
-                place = dict(start=samples[info["split"]], length=len(pair))
-                facts.append(dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1]) | info | place)
-                samples[info["split"]] += len(pair)
-            counts = {f"{split}_samples": count for split, count in samples.items()}
-            meta = dict(format=FORMAT, sample_rate=SAMPLE_RATE, **counts, songs=facts)
+        for vocals, accomp, info in songs:                                  # whose own errors are not the disk's
+            pair = np.round(np.stack([vocals, accomp], axis=1) * 32767).astype(np.int16)            # (L, 2)
+            levels = [round(active_dbfs(column / np.float32(32768), SAMPLE_RATE), 2) for column in pair.T]
+            with writing(partial), open(partial / f"{info['split']}.bin", "ab") as file:
+                file.write(pair.tobytes())
+            place = dict(start=samples[info["split"]], length=len(pair))
+            facts.append(dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1]) | info | place)
+            samples[info["split"]] += len(pair)
+        counts = {f"{split}_samples": count for split, count in samples.items()}
+        meta = dict(format=FORMAT, sample_rate=SAMPLE_RATE, **counts, songs=facts)
+        with writing(partial):
             (partial / "meta.json").write_text(json.dumps(meta))
             out.mkdir(exist_ok=True)
             (out / "meta.json").unlink(missing_ok=True)                     # goes first and comes last: nobody ever
