@@ -15,6 +15,7 @@ al. 2021), Grad-TTS (Popov et al. 2021), Vocos (Siuzdak 2023, arXiv 2306.00814),
 """
 import io
 import math
+import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -60,7 +61,6 @@ class Config:
     P_mean: float = -1.2              # training noise levels: ln(sigma) ~ N(P_mean, P_std^2)
     P_std: float = 1.2
 
-
 PRESETS = {
     "tiny": Config(dim=32, layers=2, radius=32, channels=(16, 24, 32), segment=64,       # for tests: seconds
                    vocoder_dim=32, vocoder_layers=2),
@@ -72,10 +72,8 @@ N_FEATURES = 12 + 12 + 3 + 1          # S: bass chroma, middle chroma, onsets in
 N_BAR = 2 * (4 + 3) * 8 + 3 * 12      # bar profile: two tracks at each eighth of a beat, bars of four and three; three loops
 PATCH = 4                             # one feature frame is 4 mel frames, 43 ms; the U-Net sees 4 x 4 mel patches
 
-
 class UserError(Exception):
     """The user's input cannot be used; the message is one sentence that the scripts print, with exit status 2."""
-
 
 def demand(*checks):
     """checks: (is it good?, the sentence to say if it is not). Raises UserError with the first that is not."""
@@ -83,6 +81,22 @@ def demand(*checks):
         if not good:
             raise UserError(complaint)
 
+def at_least(args, **least):
+    """Raises UserError for the first option of a command line (None: not given) that is below its least value."""
+    for name, value in least.items():
+        given = getattr(args, name)
+        demand((given is None or given >= value, f"--{name.replace('_', '-')} {given}: must be at least {value}"))
+
+def finish(script, work, stopped=lambda: "stopped"):
+    """Run a script's work() -> exit status: what it returns, or 0; 2 after a UserError, 130 after Ctrl-C, told in a line."""
+    try:
+        return work() or 0
+    except UserError as problem:
+        print(f"{script}: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{script}: {stopped()}", file=sys.stderr)
+        return 130
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Levels, sample rates, and files that are written whole or not at all
@@ -95,7 +109,6 @@ def writing(path):
     except OSError as e:
         raise UserError(f"{path} cannot be written ({e.strerror}); is the disk full, or the folder not yours?") from None
 
-
 def write(path, data):
     """Bytes to a file, its folder made if need be; first under a temporary name, so that a kill never leaves half a file."""
     temporary = Path(f"{path}.tmp")
@@ -107,7 +120,6 @@ def write(path, data):
         finally:
             temporary.unlink(missing_ok=True)
 
-
 def active_dbfs(wav, sample_rate):
     """RMS level in dBFS (20 log10) over the 100 ms blocks within 40 dB of the loudest; -inf for digital silence."""
     wav = torch.as_tensor(wav)
@@ -115,7 +127,6 @@ def active_dbfs(wav, sample_rate):
     power = wav[: len(wav) // block * block].view(-1, block).square().mean(1)
     active = power[power > power.max() * 1e-4]
     return 10 * math.log10(active.mean()) if len(active) else -math.inf
-
 
 @lru_cache
 def sinc_kernel(up, down, zeros=48, rolloff=0.945, beta=8.0):
@@ -127,7 +138,6 @@ def sinc_kernel(up, down, zeros=48, rolloff=0.945, beta=8.0):
     kaiser = torch.special.i0(beta * (1 - (t / width).square()).clamp(min=0).sqrt())
     window = kaiser / torch.special.i0(torch.tensor(beta)) * (t.abs() < width)
     return (cutoff * torch.sinc(cutoff * t) * window)[:, None].float(), width
-
 
 def resample(wav, rate_in, rate_out):
     """(..., L) at rate_in Hz -> (..., ceil(L * rate_out / rate_in)) at rate_out Hz; aliases stay below -60 dB."""
@@ -141,7 +151,6 @@ def resample(wav, rate_in, rate_out):
     y = F.conv1d(x, kernel.to(x), stride=down)                             # (N, up, steps): `up` out per `down` in
     return y.transpose(1, 2).reshape(*wav.shape[:-1], -1)[..., :length]
 
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Mel front end, the only one of the project. log-mel as in BigVGAN's and Vocos' 24 kHz / 100 band models: frames that start
 # (n_fft - hop) / 2 before their hop, magnitudes sqrt(re^2 + im^2 + 1e-9), slaney filters, natural log of at least 1e-5.
@@ -153,7 +162,6 @@ def in_float32(function):
             return function(x, *args)
     return run
 
-
 def stft(wav, n_fft, hop_length, then=lambda spec: spec):
     """(B, L) -> complex (B, n_fft/2 + 1, L/hop_length), Hann window, reflected edges. L is a multiple of the hop.
     then: what to make of the spectrum, piece by piece, for a long song's is large."""
@@ -161,7 +169,6 @@ def stft(wav, n_fft, hop_length, then=lambda spec: spec):
     frames = F.pad(wav[:, None], (pad, pad), mode="reflect")[:, 0].unfold(-1, n_fft, hop_length)   # (B, T, n_fft)
     pieces = [then(torch.fft.rfft(piece * window).transpose(1, 2)) for piece in frames.split(4096, 1)]
     return torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0]
-
 
 def overlap_add(frames, hop_length):
     """(B, T, n_fft), each frame a hop after the last -> their sum (B, (T - 1) * hop + n_fft)."""
@@ -171,14 +178,12 @@ def overlap_add(frames, hop_length):
         total[:, i: i + T] += part
     return total.flatten(1)
 
-
 def istft(spec, n_fft, hop_length):
     """The least-squares inverse of stft: windowed frames are added up and divided by the added-up squared window."""
     pad, window = (n_fft - hop_length) // 2, torch.hann_window(n_fft, device=spec.device)
     frames = torch.fft.irfft(spec.transpose(1, 2), n=n_fft) * window                               # (B, T, n_fft)
     weight = overlap_add(window.square().expand_as(frames[:1]), hop_length)
     return overlap_add(frames, hop_length)[:, pad:-pad] / weight[:, pad:-pad]
-
 
 @lru_cache
 def mel_filterbank(sample_rate, n_fft, n_mels):
@@ -193,7 +198,6 @@ def mel_filterbank(sample_rate, n_fft, n_mels):
     triangles = torch.minimum((freqs - low) / (centre - low), (high - freqs) / (high - centre)).clamp(min=0)
     return (triangles * 2 / (high - low)).float()
 
-
 @in_float32
 def log_mel(wav, cfg):
     """(B, L) -> (B, M, T = L / hop_length): natural log of the mel magnitudes, at least ln(1e-5)."""
@@ -201,15 +205,12 @@ def log_mel(wav, cfg):
     mel = lambda spec: filters @ (spec.real.square() + spec.imag.square() + 1e-9).sqrt()
     return stft(wav, cfg.n_fft, cfg.hop_length, mel).clamp(min=1e-5).log()
 
-
 def normalise(mel, cfg):
     """log-mel -> mean 0, standard deviation sigma_data, as the networks like it."""
     return (mel - cfg.mel_mean) * (cfg.sigma_data / cfg.mel_std)
 
-
 def denormalise(mel, cfg):
     return mel * (cfg.mel_std / cfg.sigma_data) + cfg.mel_mean
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Music features. Where the paper takes 768 features of MERT-v1-95M, a pretrained model, we write down what an
@@ -228,32 +229,27 @@ def chroma_filterbank(rate, n_fft):
     bands = [(freqs >= low) & (freqs < high) for low, high in ((40, 175), (175, 1400))]
     return F.pad(torch.cat([weight * band for band in bands]), (1, 0))
 
-
 def onset_envelope(mel):
     """log-mel (B, M, T) -> (B, M, T/4): by how much each band rose from mel frame to mel frame, added up per feature
     frame. Sounds below about -40 dB of the usual level, where a logarithm would make much of nothing, count little."""
     rise = torch.log1p(100 * mel.exp()).diff().clamp(min=0)
     return F.pad(rise, (1, 0)).unflatten(-1, (-1, PATCH)).sum(-1)
 
-
 def loudness(mel):
     """log-mel (B, M, T) -> (B, T/4), mean over the bands; a logarithm that stays at 0 in silence."""
     return torch.log1p(100 * mel.exp()).mean(1).unflatten(-1, (-1, PATCH)).mean(-1)
 
-
 @in_float32
 def music_features(wav, mel, cfg):
-    """(B, L) and its log-mel (B, M, T) -> (B, S, T/4), each row of roughly zero mean and unit variance."""
+    """(B, L) and its log-mel (B, M, T) -> (B, S, T/4), each row of roughly zero mean and unit variance. The three bands of
+    the onsets reach up to 270 Hz, 1.7 kHz and 12 kHz."""
     low, n_fft = cfg.sample_rate // 4, 2048                                # 6 kHz is enough for chroma; 341 ms frames
     filters = chroma_filterbank(low, n_fft).to(wav.device) * (4 / n_fft)   # a sine of amplitude 1 gives 1
     chroma = stft(resample(wav, cfg.sample_rate, low), n_fft, cfg.hop_length * PATCH // 4, lambda spec: filters @ spec.abs())
     chroma = chroma.unflatten(1, (2, 12))
     chroma = chroma / (chroma.norm(dim=2, keepdim=True) + 0.01)            # shape, not loudness; silence gives 0
-    onsets = onset_envelope(mel)
-    edges = (0, 8, 40, cfg.n_mels)                                         # 0-270 Hz, 270-1700 Hz, 1.7-12 kHz
-    onsets = torch.stack([onsets[:, a:b].mean(1) for a, b in zip(edges, edges[1:])], 1)
+    onsets = torch.stack([band.mean(1) for band in onset_envelope(mel).split([8, 32, cfg.n_mels - 40], 1)], 1)
     return torch.cat([4 * chroma.flatten(1, 2) - 1, 3 * onsets.sqrt() - 1, 2 * loudness(mel)[:, None] - 2], 1)
-
 
 def find_beat(onsets, cfg, slowest=0.9, tempos=512, reach=512, every=32):
     """Onset strength (B, T/4) -> frames per beat (B, T/4), decided anew every 1.4 s, for a beat of 0.9 to 1.8 Hz (54 to 108
@@ -271,16 +267,13 @@ def find_beat(onsets, cfg, slowest=0.9, tempos=512, reach=512, every=32):
     total = F.pad(power, (0, 0, 15, 15)).unfold(1, 31, 1).sum(-1)
     return period[total.argmax(-1)].repeat_interleave(every, 1)[:, : onsets.shape[1]]
 
-
 def chroma_of(features):
     """(B, S, T/4) -> (B, 24, T/4): the chroma rows of music_features as shares from 0 to 1."""
     return (features[:, :24] + 1) / 4
 
-
 def fold(tracks, period, beats, places, reach=512):
-    """What is sung at each point of the bar? tracks (B, C, T/4), frames per beat (B, T/4), places (R,) in beats ->
-    (B, C, R, T/4): for each frame, the track's mean over 22 s to either side at this frame's own place in bars of `beats`
-    beats (place 0), and so many beats before it (negative places) or after it."""
+    """What is sung at each point of the bar? tracks (B, C, T/4), frames per beat (B, T/4), places (R,) -> (B, C, R, T/4): the
+    track's mean over 22 s to either side, so many beats from each frame's own place in bars of `beats` beats (place 0)."""
     N = tracks.shape[-1]
     time, places = torch.arange(N, device=tracks.device), torch.as_tensor(places, device=tracks.device)[:, None]
     period, sums = period[:, None], 0
@@ -295,7 +288,6 @@ def fold(tracks, period, beats, places, reach=512):
         sums = sums + weight[:, None] * torch.lerp(pick(before), pick(before + 1), (at - before)[:, None])
     return sums[:, :-1] / (sums[:, -1:] + 1e-3)
 
-
 @in_float32
 def bar_profile(mel, chroma, cfg):
     """log-mel (B, M, T) and chroma (B, 24, T/4) of the singing -> (B, 148, T/4). How strongly, beside the average, something
@@ -307,7 +299,6 @@ def bar_profile(mel, chroma, cfg):
     four, three = (fold(tracks, period, beats, torch.arange(beats * 8) / 8 - beats / 2) for beats in (4, 3))
     loops = [2 * fold(chroma[:, :12] + chroma[:, 12:], period, beats, [0.0])[:, :, 0] for beats in (8, 16, 12)]
     return torch.cat([(torch.cat([four, three], 2) - four.mean(2, keepdim=True)).flatten(1, 2), *loops], 1)
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Blocks. No statistics are taken over time, and attention reaches a fixed distance: a frame's result depends on what is
@@ -324,7 +315,6 @@ class ChannelNorm(nn.Module):
         gain = (self.gain * (1 + scale)).to(x.dtype)
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         return x * (norm * x.shape[1] ** -0.5 + 1e-3).reciprocal() * gain[(..., *[None] * (x.dim() - 2))]
-
 
 class LocalAttention(nn.Module):
     """Attention over time, `radius` frames to either side, with rotary positions. Queries go in blocks of `radius`
@@ -356,7 +346,6 @@ class LocalAttention(nn.Module):
         y = score.softmax(-1).to(v.dtype) @ v.transpose(-1, -2)            # (B, heads, blocks, R, head)
         return x + self.out(y.flatten(2, 3)[:, :, :T].transpose(-1, -2).flatten(1, 2))
 
-
 class TimeBlock(nn.Module):
     """Residual dilated convolution over time, then a two-layer perceptron per frame."""
 
@@ -369,15 +358,22 @@ class TimeBlock(nn.Module):
         x = x + self.conv(x)
         return x + self.mlp(x)
 
+def in_pieces(run, frames, size, halo, hop=1):
+    """A song, `size` frames at a time: run(begin, end) -> (..., hop for each frame), with `halo` frames to either side that
+    are cut off again. Whoever sees no further than these makes no seam."""
+    pieces = []
+    for start in range(0, frames, size):
+        a = max(0, start - halo)
+        pieces.append(run(a, start + size + halo)[..., (start - a) * hop: (start - a + size) * hop])
+    return torch.cat(pieces, -1)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The two projections, the heart of the paper. Both are regressions: they learn the mean of what may follow, and the
 # diffusion adds what a mean cannot have.
 #   semantic: WHAT to play. Music features and bar profile of the vocals -> features to expect of the band       L_semantic
 #   prior: WHERE in time. These and the hidden state that they are read from -> the band's mean mel, mu          L_prior
-# The vocals' mel would tell more, and most of it is the singer: on singers never met, networks with and without it follow
-# the beat and the harmony equally well. Official code: WaveNets of 8 x 8 layers on MERT features, about 150 M parameters;
-# here attention gives the context that a beat and a key need, in about 2 M.
+# The vocals' mel would tell more, but of the singer: it does not help with singers never met. Official code: WaveNets of
+# 8 x 8 layers on MERT features, about 150 M parameters; attention gives the context that beat and key need in 2 M.
 
 class Projection(nn.Module):
     """Inputs (B, *, T/4), together c_in channels -> output (B, c_out, T/4) and the hidden state before it (B, dim, T/4)."""
@@ -395,7 +391,6 @@ class Projection(nn.Module):
     def forward(self, *inputs):
         hidden = self.layers(self.embed(torch.cat(inputs, 1)))
         return self.out(hidden), hidden
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # U-Net on mel patches. The mel (100, T) is folded into 4 x 4 patches; for the demo's channels the stages are
@@ -424,7 +419,6 @@ class ResBlock(nn.Module):
         scale, shift = self.modulate(emb).chunk(2, 1)
         h = self.conv2(F.silu(self.norm2(h, scale) + shift[:, :, None, None]))
         return self.skip(x) + h
-
 
 class UNet(nn.Module):
     """The raw network F_x of EDM: (noisy mel, condition, noise level) -> (B, M, T)."""
@@ -473,24 +467,20 @@ class UNet(nn.Module):
                 h = block(h, emb)
         return F.pixel_shuffle(self.out(h), PATCH)[:, 0]
 
-
 # ----------------------------------------------------------------------------------------------------------------------
 # From mel to sound. A mel has no phases, and its bands are too wide to tell neighbouring partials apart. The neural
-# vocoder has learnt both from examples; it works at the mel's rate and leaves the way up to 24 kHz to the inverse STFT
-# (the idea of Vocos; the official code uses BigVGAN, 112 M parameters). Griffin-Lim knows nothing and begins with random
-# phases. From there on, both search in the same way for a waveform that has the mel.
+# vocoder has learnt both; it works at the mel's rate and leaves the way up to 24 kHz to the inverse STFT (the idea of
+# Vocos; official code: BigVGAN, 112 M parameters). Griffin-Lim begins with random phases. Then both search alike.
 
 def find_phases(spec, correct, rounds, momentum, cfg):
     """Fast Griffin-Lim (Perraudin et al. 2013): spec (B, n_fft/2 + 1, T) -> waveform (B, T * hop). Most spectra belong to
-    no waveform, so go to the nearest one and back, again and again: keep the phases, `correct` the magnitudes. Momentum
-    makes 32 rounds as good as a hundred."""
+    no waveform: go to the nearest one and back, keep its phases, `correct` the magnitudes. Momentum saves many rounds."""
     wav = ahead = istft(correct(spec), cfg.n_fft, cfg.hop_length)
     for _ in range(rounds):
         last, spec = wav, stft(ahead, cfg.n_fft, cfg.hop_length)
         wav = istft(correct(spec), cfg.n_fft, cfg.hop_length)
         ahead = wav + momentum * (wav - last)
     return wav
-
 
 def griffin_lim(mel, cfg, iterations=32):
     """log-mel (B, M, T) -> waveform (B, T * hop). Takes 2 GB for ten minutes: it needs the whole song at once."""
@@ -499,7 +489,6 @@ def griffin_lim(mel, cfg, iterations=32):
     angle = 2 * math.pi * torch.rand(magnitude.shape[1:], generator=torch.Generator().manual_seed(0)).to(mel.device)
     spec = torch.polar(magnitude, angle.expand_as(magnitude))
     return find_phases(spec, lambda spec: magnitude * spec / spec.abs().clamp(min=1e-8), iterations, 0.99, cfg)
-
 
 class ConvNeXtBlock(nn.Module):
     """Convolution over time, each channel for itself, then a two-layer perceptron per frame (Liu et al. 2022, in 1-D)."""
@@ -513,18 +502,14 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x):                                                  # (B, C, T)
         return x + self.scale * self.layers(x)
 
-
 def log_spectrum(wav, n_fft):
     """(B, L) -> (B, n_fft/2 + 1, 4 L / n_fft): log of the magnitudes; what is 66 dB below usual music counts as silence."""
     return (stft(wav, n_fft, n_fft // 4).abs() + 1e-3).log()
-
 
 def stft_distance(a, b):
     """Waveforms (B, L) -> mean difference of the logarithms of their spectra, in nepers, at three resolutions, (3,)."""
     return torch.stack([F.l1_loss(log_spectrum(a, n_fft), log_spectrum(b, n_fft)) for n_fft in (512, 1024, 2048)])
 
-
-@in_float32
 def match_mel(spec, log_mel, cfg):
     """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): a multiplicative
     update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
@@ -533,12 +518,11 @@ def match_mel(spec, log_mel, cfg):
     have = (spec.real.square() + spec.imag.square() + 1e-9).sqrt() @ filters.T
     return (spec * ((want / have) @ (filters / filters.sum(0).clamp(min=1e-8)))).transpose(1, 2)
 
-
 class Vocoder(nn.Module):
     """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
     around it; its blocks are passed twice: deeper, not larger. How loud each band is, the mel itself says last. A steady
-    tone has the same mel in every frame, but its phase moves on. Something must tell the frames apart: phases are given
-    relative to each bin's own rotation, i^(k t), and clocks of up to 128 frames let tones between the bins drift."""
+    tone has the same mel in every frame, but its phase moves on: phases are given relative to each bin's own rotation,
+    i^(k t), and clocks of up to 128 frames let tones between the bins drift."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -561,13 +545,7 @@ class Vocoder(nn.Module):
 
     def long(self, mel, piece=2048, halo=96):
         """The same for a song, in pieces of 22 s with more to either side than the network sees: no seam exists."""
-        hop, wavs = self.cfg.hop_length, []
-        for start in range(0, mel.shape[-1], piece):
-            a = max(0, start - halo)
-            wav = self(mel[..., a: start + piece + halo], a)
-            wavs.append(wav[:, (start - a) * hop: (start - a + piece) * hop])
-        return torch.cat(wavs, 1)
-
+        return in_pieces(lambda a, b: self(mel[..., a:b], a), mel.shape[-1], piece, halo, self.cfg.hop_length)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The model: precondition, loss and sampler follow EDM line by line. The official code takes the preconditioning of
@@ -643,20 +621,17 @@ class FastSAG(nn.Module):
         """denoise() for a song. Guidance (Ho & Salimans 2022): away from what the network expects without a condition; two
         passes, on a CPU a quarter faster than one over a batch of two. There, to save memory, in windows of 87 s with 4.4 s
         more to either side, which is more than the U-Net sees: no seam exists."""
-        pieces, window = [], window if x.device.type == "cpu" else x.shape[-1]
-        for start in range(0, x.shape[-1], window):
-            a, b = max(0, start - halo), start + window + halo
+        def run(a, b):
             predict = lambda keep: self.denoise(x[..., a:b], sigma.expand(len(x)), keep * mu[..., a:b],
                                                 keep * expected[..., a // PATCH: b // PATCH])
-            D_x = predict(1) if guidance == 1 else torch.lerp(predict(0), predict(1), guidance)
-            pieces.append(D_x[..., start - a: start - a + window])
-        return torch.cat(pieces, -1)
+            return predict(1) if guidance == 1 else torch.lerp(predict(0), predict(1), guidance)
+        return in_pieces(run, x.shape[-1], window if x.device.type == "cpu" else x.shape[-1], halo)
 
     @torch.no_grad()
     def sample(self, mu, expected, steps=8, guidance=5.0, seed=0, progress=lambda steps: steps):
-        """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations. It starts
-        at mu, as in Grad-TTS: in noise this strong, nothing but the mean can be expected. Guidance acts in the middle of the
-        way only, where the beat and the chords are decided (Kynkaanniemi et al. 2024): half the second passes."""
+        """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations. It starts at
+        mu, as in Grad-TTS: in noise this strong, nothing but the mean can be expected. Guidance acts in the middle of the way
+        only, where beat and chords are decided (Kynkaanniemi et al. 2024)."""
         noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(mu.device) / self.cfg.temperature
         sigmas = sigma_steps(steps, self.cfg).to(mu.device)
         denoise = lambda x, sigma: self.guided(x, sigma, mu, expected, guidance if 0.5 < sigma < 15 else 1)
@@ -710,17 +685,14 @@ class FastSAG(nn.Module):
             model.load_state_dict(checkpoint["ema"])
         return model.float().eval().to(pick_device(device))
 
-
 def cut(x, start, length):
     """Rows of x (B, C, T) from their own start (B,) on -> (B, C, length)."""
     return x.take_along_dim(start[:, None, None] + torch.arange(length, device=x.device), 2)
-
 
 def sigma_steps(steps, cfg):
     """(steps + 1,) noise levels from sigma_max to sigma_min, then 0: EDM eq. 5."""
     high, low = cfg.sigma_max ** (1 / cfg.rho), cfg.sigma_min ** (1 / cfg.rho)
     return F.pad(torch.linspace(high, low, steps) ** cfg.rho, (0, 1))
-
 
 def solve(denoise, x, sigmas, progress=lambda steps: steps):
     """From x, which holds noise of sigmas[0], to a sample. DPM-Solver++(2M), Algorithm 2 of Lu et al., in EDM's terms
@@ -735,7 +707,6 @@ def solve(denoise, x, sigmas, progress=lambda steps: steps):
         previous = D_x
     return x
 
-
 def pick_device(name="auto"):
     """"auto" -> cuda, else mps, else cpu. Raises UserError for a device that is not there."""
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
@@ -743,18 +714,15 @@ def pick_device(name="auto"):
             f"device {name} is not available; this machine has {', '.join(there)}"))
     return torch.device(there[0] if name == "auto" else name)
 
-
 def bfloat16_pays(device):
     """Is bfloat16 faster than float32? On a CPU with units for it twice, on one without a tenth as fast."""
     units = getattr(torch.cpu, "get_capabilities", dict)()                 # of x86; an old torch does not tell
     return device.type == "cuda" or device.type == "cpu" and any(units.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
-
 def save_checkpoint(checkpoint, path):
     """A dict of plain values and tensors, whole or not at all. Raises UserError if it cannot be written."""
     torch.save(checkpoint, buffer := io.BytesIO())
     write(path, buffer.getbuffer())
-
 
 def load_checkpoint(path):
     """The dict in a checkpoint file, on the CPU. weights_only: a stranger's file cannot run code. Raises UserError."""
@@ -767,7 +735,6 @@ def load_checkpoint(path):
             f"{path} is not a checkpoint of this program: it has no \"config\" and \"ema\"; {given}"))
     return checkpoint
 
-
 @contextmanager
 def fitting(path):
     """Around the use of a checkpoint's contents: whatever does not fit becomes a UserError."""
@@ -776,7 +743,6 @@ def fitting(path):
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as e:
         reason = " ".join(str(e).split("\n\t")[-1].split())[:150]           # torch's first line says nothing
         raise UserError(f"{path} is damaged or of another version of this program ({reason}); train it again") from None
-
 
 if __name__ == "__main__":
     # What is in it: the parts of the demo model, their sizes, and the shapes on the way.

@@ -26,13 +26,12 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from fastsag import Config, UserError, active_dbfs, demand, istft, resample, stft, writing
+from fastsag import Config, UserError, active_dbfs, at_least, demand, finish, istft, resample, stft, writing
 
 SAMPLE_RATE = Config.sample_rate                                            # Hz
 FORMAT, FILES = 1, ("train.bin", "val.bin", "meta.json")                    # of a prepared set
 N_VOICES, N_BANDS, HELD_OUT = 480, 240, 8                                   # every 8th voice and band: validation only
 decibels = lambda db: 10 ** (np.asarray(db) / 20)                           # to a factor of amplitude
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The score. Time is counted in beats, pitch in MIDI notes (69 = 440 Hz), harmony in degrees of a scale.
@@ -72,7 +71,6 @@ STYLES = [Style(row[0], *map(int, row[1:4]), *row[4:]) for row in np.reshape(STY
 Score = namedtuple("Score", "tempo meter seconds style bars notes")
 Note = namedtuple("Note", "beat beats midi loudness begins")
 
-
 def write_motif(rng, beats, meter, groove, upbeat, density, syncopation, sixteenths):
     """A phrase's rhythm and contour as [(onset, duration, steps up)] in beats and notes of a scale: moving notes, one
     long note near the end, then a breath."""
@@ -86,7 +84,6 @@ def write_motif(rng, beats, meter, groove, upbeat, density, syncopation, sixteen
     room = beats - upbeat - last                                            # the next phrase may begin before its bar
     lengths = np.diff(onsets, append=last + max(room / 2, room - rng.choice([0.5, 1, 1, 1.5])))
     return list(zip(onsets, lengths, np.round(rng.standard_t(4, len(onsets))).astype(int)))
-
 
 def write_melody(rng, chords, scale, low, high, meter, loudness, **rhythm):
     """A melody over bars of one chord each, out of two or three motifs. A motif that returns keeps rhythm and contour,
@@ -102,11 +99,9 @@ def write_melody(rng, chords, scale, low, high, meter, loudness, **rhythm):
             beat = max(onset, min(np.ceil(onset), onset + length - 0.01))   # a syncopation stands for the next beat
             strong, chord = beat % meter in STRONG[meter], chords[int(start + beat) // meter]
             if strong and rng.random() < 0.7 or i == len(motif) - 1:        # 0.7, and chance makes it about 0.85
-                fits = [at for at, midi in enumerate(ladder) if midi % 12 in chord]
-                place = min(fits, key=lambda at: abs(at - place))
+                place = min((abs(at - place), at) for at, midi in enumerate(ladder) if midi % 12 in chord)[1]
             notes.append(Note(start + onset, length, ladder[place], 2.0 * strong + loudness, begins=i == 0))
     return notes
-
 
 def compose(rng, style, low, high, seconds):
     """A song of at least `seconds` in a random key for a singer with the range low..high (MIDI)."""
@@ -138,7 +133,6 @@ def compose(rng, style, low, high, seconds):
     swing = lambda beat: np.floor(beat) + np.interp(np.mod(beat, 1), (0, 0.5, 1), (0, style.swing / 100, 1))
     return Score(tempo, meter, lambda beat: start + swing(beat) * 60 / tempo, style, bars, notes)
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The singer: a source (glottal pulses, noise) through a filter (formants) that changes every 5 ms
 
@@ -158,12 +152,10 @@ TIMBRE = dict(                               # what makes a voice: drawn from ..
     lag=(-0.015, 0.035), articulation=(0.55, 0.95),                         # s, share of notes with their own syllable
     consonants=(-12, 2), dynamics=(0.4, 1))                                 # dB, share of the written dB that is heard
 
-
 def smooth(track, width):
     """Running mean with a Hann window of about `width` values; constant ends."""
     window = np.hanning(int(width) // 2 * 2 + 3)[1:-1]                      # an odd number
     return np.convolve(np.pad(track, len(window) // 2, "edge"), window / window.sum(), "valid").astype(np.float32)
-
 
 class Voice:
     """A singer, drawn from its number: from bass men (0) to children (479), eight of each height."""
@@ -242,11 +234,9 @@ class Voice:
         spectrum = pulses * resonance * loud + hiss * (breath * loud + consonants)
         return istft(torch.from_numpy(spectrum)[None], WINDOW, HOP)[0, :int(seconds * SAMPLE_RATE)].numpy()
 
-
 def at_level(wave, dbfs):
     """The wave at this active level in dBFS, see `active_dbfs`; silence stays silence."""
     return wave * np.float32(decibels(dbfs - max(active_dbfs(wave, SAMPLE_RATE), -200)))
-
 
 def filter_and_room(rng, wave, wet, echo, tilt, low_cut=30, high_cut=11500):
     """Everything linear between a sound and the tape, in one FFT: a few random resonances and notches, and
@@ -262,7 +252,6 @@ def filter_and_room(rng, wave, wet, echo, tilt, low_cut=30, high_cut=11500):
     room = np.fft.rfft(tail / np.sqrt(np.sum(tail ** 2)), size) / (1 + freqs / 4000)    # walls swallow the highs
     return np.fft.irfft(np.fft.rfft(wave, size) * gain * (1 - wet + wet * room), size)[:len(wave)].astype(np.float32)
 
-
 def record_vocals(rng, wave):
     """What lies between a singer and a karaoke recording: room, microphone, noise."""
     high_cut = rng.choice([7600, 11500])                                    # many karaoke recordings end at 8 kHz
@@ -270,7 +259,6 @@ def record_vocals(rng, wave):
                            low_cut=rng.uniform(30, 120), high_cut=high_cut)
     hiss = filter_and_room(rng, rng.standard_normal(len(wave)), 0, 0.2, rng.uniform(-3, 0), low_cut=10, high_cut=12000)
     return at_level(wave, -20) + at_level(hiss, rng.uniform(-85, -48))
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The band: every instrument is a list of overtones and how they fade, every drum a falling tone and noise
@@ -298,7 +286,6 @@ DRUMS = dict(                                                               # gi
 RELEASE = 0.1                                                               # seconds in which a note ends
 ACCENT, HELD = dict(x=0.75, o=0.4), dict(s=0.3, a=1.5, b=1.5, c=1.5, d=1.5)    # of a pattern's signs: gain; beats
 
-
 def tone(rng, midi, seconds, overtones, attack, decay, dark, detune, vibrato, puff):
     """One note, (L,). With z = e^(i phase - dark t), overtone k is z^k: a polynomial instead of a sine each."""
     t, freq = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE, 440 * 2 ** ((midi - 69) / 12)
@@ -311,7 +298,6 @@ def tone(rng, midi, seconds, overtones, attack, decay, dark, detune, vibrato, pu
         wave += (np.polyval(overtones[::-1], z) * z).imag * fade
     return (wave * (freq / 260) ** -0.2 * np.minimum(t / attack, 1)).astype(np.float32)
 
-
 def drum(rng, low, high, ring, noise, rustle, bright, peak):
     """One stroke, (L,)."""
     t = np.arange(int(1.6 * SAMPLE_RATE)) / SAMPLE_RATE
@@ -319,7 +305,6 @@ def drum(rng, low, high, ring, noise, rustle, bright, peak):
     body = np.sin(2 * np.pi * (low * t + (high - low) / 40 * (1 - np.exp(-40 * t)))) * np.exp(-6.9 * t / ring)
     wave = body + noise * np.diff(rng.standard_normal(len(t) + bright), bright) * np.exp(-6.9 * t / rustle)
     return (peak * wave / np.abs(wave).max()).astype(np.float32)
-
 
 class Band:
     """Three players and a drum kit, drawn from the band's number."""
@@ -385,7 +370,6 @@ class Band:
         mix = sum(at_level(wave, self.balance[player] - 14) for player, wave in tracks.items())
         return np.tanh(filter_and_room(rng, mix, **self.room))              # loud peaks give way
 
-
 def make_song(job):
     """(seed, number of the song, seconds, split) -> vocals (L,), accompaniment (L,), facts: the same wherever made.
     Score, singer and band have random streams of their own, so that nothing but the score is common to both columns."""
@@ -406,15 +390,12 @@ def make_song(job):
     return vocals * gain, accomp * gain, dict(name=f"demo-{index:05d}", split=split, tempo=round(float(score.tempo), 3),
                                               beats=beats, chords=chords, style=style.name, voice=voice, band=band)
 
-
 def demo_songs(seed, songs, val_songs, seconds, workers):
     """So many songs for `write_set`, those for validation first, made by so many processes."""
     val_songs = min(val_songs, max(1, songs // 4))
     jobs = [(seed, index, seconds, "val" if index < val_songs else "train") for index in range(songs)]
-    ctrl_c = signal.SIGINT, signal.SIG_IGN                                  # is the main process's business
-    with Pool(min(workers, songs), signal.signal, ctrl_c) as pool:
+    with Pool(min(workers, songs), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:         # main() minds Ctrl-C
         yield from tqdm(pool.imap(make_song, jobs), total=songs, unit="song", disable=None)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: your own stems in, prepared sets out and in
@@ -441,23 +422,19 @@ def read_audio(path, mono=False, longest=4):
     demand((not bad, f"{path} holds {bad} samples that are NaN, infinite or beyond 1e10; export it again"))
     return wav, rate
 
-
-def audio_bytes(wav, sample_rate, comment="", kind="WAV"):
+def audio_bytes(wav, sample_rate, comment, kind="WAV"):
     """(L,) or (L, channels) from -1 to 1 -> the bytes of a 16-bit file, the same for the same arguments."""
     buffer, wav = io.BytesIO(), wav.reshape(len(wav), -1)
     with soundfile.SoundFile(buffer, "w", sample_rate, wav.shape[1], "PCM_16", format=kind) as file:
-        if comment:
-            file.comment = comment
+        file.comment = comment
         file.write(wav)
     return buffer.getvalue()
-
 
 AUDIO = {f".{kind.lower()}" for kind in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
 BANDS = ("no_vocals", "accompaniment", "instrumental"), ("drums", "bass", "other", "guitar", "piano"), ("mixture",)
 # A group (a singer, where known) goes to training or to validation, never to both. band: the files whose sum is the
 # accompaniment, or a mixture to take the vocals from, or (MIR-1K) none: accompaniment left, vocals right in one file.
 Stems = namedtuple("Stems", "group name vocals band is_mixture")
-
 
 def find_stems(paths):
     """Everything under `paths` that looks like a song: ([Stems], [why something was skipped])."""
@@ -485,7 +462,6 @@ def find_stems(paths):
         songs += [song for song in found if song.band != []]
     return sorted(songs), skipped
 
-
 def load_stems(song, quiet=-50, longest=4, shortest=3):
     """The useful stretches of a song -> [float32 (vocals and accompaniment, L) at 24 kHz], one gain for all: `shortest`
     s or more, without pauses of over `longest` s below `quiet` dBFS (100 ms RMS) in either. Or UserError."""
@@ -510,11 +486,9 @@ def load_stems(song, quiet=-50, longest=4, shortest=3):
     demand((stretches, f"{song.vocals}: no {shortest} s in which both singing and band are above {quiet} dBFS"))
     return stretches
 
-
 def stem_songs(songs, val, seed, skipped):
-    """For `write_set`, group by group in a shuffled order: the first usable group is for training, the next ones for
-    validation until it has its share, the rest for training. If there is only one singer, each song is a group.
-    `skipped`: the reasons so far; all are printed."""
+    """For `write_set`, group by group in a shuffled order: the first usable one is for training, the next for validation
+    until it has its share, the rest for training. Of a single singer, each song is a group. All of `skipped` is printed."""
     alone = len({song.group for song in songs}) == 1
     group = lambda song: song.name if alone else song.group
     groups = np.random.default_rng(seed).permutation(sorted({group(song) for song in songs})).tolist()
@@ -533,7 +507,6 @@ def stem_songs(songs, val, seed, skipped):
                     "mixture.*; NAME_vocals.* beside NAME_accompaniment.*; MIR-1K"),
            (len(usable) > 1, "one usable song found; give at least two, for one is kept for validation"))
     print(f"skipped: {len(skipped)}")
-
 
 def read_set(folder, split, level_dbfs=Config.level_dbfs):
     """The songs of one split of a prepared set -> [(facts, int16 (L, 2) memory map, the two gains that bring voice and
@@ -556,11 +529,9 @@ def read_set(folder, split, level_dbfs=Config.level_dbfs):
         raise UserError(f"{folder} is not a whole data set ({problem!r}); make it with prep.py") from None
     return songs
 
-
 def write_set(out, seconds, songs):
-    """songs: (vocals (L,), accompaniment (L,), dict of at least name and split), one after the other, of `seconds` in
-    all. Writes to `out`.partial and moves the files to the folder `out` when all is well; leaves nothing behind when it
-    is not. Raises UserError first of all if `out` is a stranger's folder or on a full disk."""
+    """songs: (vocals (L,), accompaniment (L,), dict of at least name and split), of `seconds` in all. Writes to
+    `out`.partial and moves it to `out` when all is well. Raises UserError if `out` is a stranger's or its disk full."""
     strange = lambda folder: set(os.listdir(folder)) - set(FILES) if folder.is_dir() else folder.exists()
     out, partial = Path(out), Path(f"{Path(out)}.partial")
     here = next(folder for folder in out.absolute().parents if folder.exists())
@@ -582,8 +553,7 @@ def write_set(out, seconds, songs):
             place = dict(start=samples[info["split"]], length=len(pair))
             facts.append(dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1]) | info | place)
             samples[info["split"]] += len(pair)
-        counts = {f"{split}_samples": count for split, count in samples.items()}
-        meta = dict(format=FORMAT, sample_rate=SAMPLE_RATE, **counts, songs=facts)
+        meta = dict(format=FORMAT, sample_rate=SAMPLE_RATE, songs=facts) | {f"{key}_samples": n for key, n in samples.items()}
         with writing(partial):
             (partial / "meta.json").write_text(json.dumps(meta))
             out.mkdir(exist_ok=True)
@@ -595,7 +565,6 @@ def write_set(out, seconds, songs):
     for split, count in samples.items():
         number, seconds = sum(song["split"] == split for song in facts), count / SAMPLE_RATE
         print(f"{split:5} {number:5} songs {seconds / 60:7.1f} min {count * 4 / 1e6:8.1f} MB  {out / split}.bin")
-
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -609,11 +578,9 @@ def main(argv=None):
     add("--seconds", type=float, default=45, help="demo: length of a song in seconds (default: 45)")
     add("--workers", type=int, default=os.cpu_count(), help="demo: processes (default: all cores)")
     args = parser.parse_args(argv)
-    least = dict(songs=2, seconds=8, val_songs=1, workers=1, seed=0)        # of two songs one is for validation
-    try:
-        demand(*((value >= least[name], f"--{name.replace('_', '-')} {value:g}: must be at least {least[name]}")
-                 for name, value in vars(args).items() if name in least),
-               (0 < args.val < 1, f"--val {args.val:g}: must lie between 0 and 1"))
+    def work():
+        at_least(args, songs=2, seconds=8, val_songs=1, workers=1, seed=0)  # of two songs one is for validation
+        demand((0 < args.val < 1, f"--val {args.val:g}: must lie between 0 and 1"))
         if args.paths:
             stems, skipped = find_stems(args.paths)
             seconds = 0
@@ -624,14 +591,7 @@ def main(argv=None):
         else:
             songs = demo_songs(args.seed, args.songs, args.val_songs, args.seconds, args.workers)
             write_set(args.out or "data/demo", args.songs * args.seconds, songs)
-    except UserError as problem:
-        print(f"prep.py: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("prep.py: stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
-
+    return finish("prep.py", work, lambda: "stopped; nothing was written")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,8 +29,8 @@ try:
 except ImportError:                                                        # Windows counts memory in another way
     resource = None
 
-from fastsag import (Config, FastSAG, UserError, active_dbfs, bfloat16_pays, chroma_of, demand, denormalise, log_mel,
-                     music_features, normalise, onset_envelope, resample, stft_distance, write)
+from fastsag import (Config, FastSAG, UserError, active_dbfs, at_least, bfloat16_pays, chroma_of, demand, denormalise, finish,
+                     log_mel, music_features, normalise, onset_envelope, resample, stft_distance, write)
 from prep import audio_bytes, read_audio, read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -39,7 +39,6 @@ from prep import audio_bytes, read_audio, read_set
 FONT = ("7b6f2c9773e772cf5bc979cf79ef72527bef7bcf2bed6bae39236b6e79a779a4396b5bed7497126a5bad4927"
         "5fed6b6d2b6a6ba42b7b6bad388e74925b6f5b6a5bfd5aad5a9272a7")         # 0-9 A-Z, 3 x 5 dots each, 4 hex digits
 COLOURS = np.array([(0, 0, 10), (60, 15, 110), (170, 45, 110), (245, 125, 60), (255, 250, 180)], float)
-
 
 def png(picture):
     """(height, width, 3) uint8 -> the bytes of an RGB PNG file."""
@@ -50,7 +49,6 @@ def png(picture):
     return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", number(width) + number(height) + bytes([8, 2, 0, 0, 0]))
             + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b""))
 
-
 def write_text(picture, x, y, text):
     """Draw text (letters and digits) in light grey with its upper left corner at x, y."""
     for i, letter in enumerate(text):
@@ -58,7 +56,6 @@ def write_text(picture, x, y, text):
         dots = np.array(list(f"{bits:015b}")).reshape(5, 3).repeat(2, 0).repeat(2, 1) == "1"
         spot = picture[y: y + 10, x + 8 * i:][:, :6]
         spot[dots[:, : spot.shape[1]]] = 210                               # cut off at the right edge
-
 
 def draw(model, vocals, expected, mu, mel, width=1200, inner=210, left=60, gap=26):
     """The four stages of one song: vocals (1, L) at the model's rate, expected features, mu and mel -> PNG with axes."""
@@ -89,7 +86,6 @@ def draw(model, vocals, expected, mu, mel, width=1200, inner=210, left=60, gap=2
         write_text(picture, x - 4, len(picture) - gap + 9, f"{second} s")
     return png(picture)
 
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Playing along
 
@@ -106,7 +102,6 @@ def read_vocals(path):
         print(f"{path} is hardly audible ({level:.0f} dBFS); gained up by {up:.0f} dB, also in the mix")
         wav = wav * 10 ** (up / 20)
     return wav, sample_rate
-
 
 def play_along(model, path, folder, args, clock, sections):
     """One song: read, condition, draw, vocode, write, describe in `sections` for --page. Returns its length in seconds."""
@@ -141,23 +136,17 @@ def play_along(model, path, folder, args, clock, sections):
             clock("write")
     return len(vocals) / rate
 
-
 class Clock(Counter):
     """Adds up the seconds since the last call under the name of what was done in them."""
-
-    def __init__(self):
-        super().__init__()
-        self.start = time.perf_counter()
 
     def __call__(self, name):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self[name] += time.perf_counter() - self.start - self.total()
 
-
 # ----------------------------------------------------------------------------------------------------------------------
-# The page: one file that plays anywhere. A take is one stereo sound, voice left and band right, so that both are always
-# in step; each player hears them through two volumes: vocals 1 and 0, accompaniment 0 and 1, mix as the sliders say.
+# The page: one file that plays anywhere. A take is one stereo sound, voice left and band right, so both are always in
+# step; each player hears them through two volumes: vocals 1 and 0, accompaniment 0 and 1, mix as the sliders say.
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -166,10 +155,8 @@ PAGE = """<!doctype html>
 <title>FastSAG plays along</title>
 <style>
   body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; background: #18181c; color: #ddd }
-  section { margin: 2em 0; border-top: 1px solid #555 }
-  label { display: inline-block; margin: 0 1em 1em 0 }
-  audio { display: block; width: 18em }
-  img { width: 100% }
+  section { margin: 2em 0; border-top: 1px solid #555 } img { width: 100% }
+  label { display: inline-block; margin: 0 1em 1em 0 } audio { display: block; width: 18em }
 </style>
 <h1>FastSAG plays along</h1>
 SECTIONS
@@ -191,7 +178,6 @@ SECTIONS
 </html>
 """
 
-
 def section(title, settings, pair, sample_rate, picture):
     """One take on the page. pair (L, 2): voice and band; at most 24 kHz, for the band has nothing above 12."""
     rate = min(sample_rate, Config.sample_rate)
@@ -208,7 +194,6 @@ def section(title, settings, pair, sample_rate, picture):
   <p><code>{html.escape(settings)}</code></p>
   <img alt="what was heard, expected and played" src="{link('image/png', picture)}">
 </section>"""
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation. Every row is a way to fill the band's place; the floor is another song's band, the ceiling the true one.
@@ -236,7 +221,6 @@ def measure(wav, true, cfg, song):
     patches = torch.cat([patches.mean(-1), patches.std(-1)]).T             # (n, 50): spectrum and its movement
     return {name: value.item() for name, value in result.items()}, patches.numpy()
 
-
 def copy_distances(made, true, cfg):
     """made, true (1, L): the same band, once out of its mel -> what the vocoder lost: log-STFT distance, log-mel L1 and
     the sharpness of its onsets, as a share."""
@@ -245,13 +229,11 @@ def copy_distances(made, true, cfg):
     peaks = onsets.topk(max(1, onsets.shape[-1] // 100)).values.mean(-1)
     return [stft_distance(made, true).mean().item(), F.l1_loss(*mels).item(), (peaks[0] / peaks[1]).item()]
 
-
 def frechet(a, b):
     """Frechet distance between two sets of vectors (n, d), each taken as a Gaussian."""
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
     cross = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).astype(complex)).real.sum()
     return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-
 
 @torch.no_grad()
 def evaluate(model, args, clock, longest=30):
@@ -307,17 +289,14 @@ def evaluate(model, args, clock, longest=30):
         print(f"true bands' mels through {name}: log-STFT distance {distance:.3f}, log-mel L1 {l1:.3f}, onset sharpness "
               f"{sharpness:.3f}, {seconds / clock[name]:.0f} times real time")
     print(f"RTF {clock['generated'] / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
-    return 0
-
 
 def play_all(model, args, clock):
     """Each song into its own folder, the page, the last line -> exit status."""
-    seconds, folders, sections, status = 0.0, set(), [], 0
+    seconds, folders, sections, status = 0.0, [], [], 0
     for path in args.vocals:
         name = os.path.join(args.out, os.path.splitext(os.path.basename(path))[0])
-        names = (f"{name}-{number}" if number > 1 else name for number in count(1))          # a/vocals.wav, b/vocals.wav
-        folder = next(name for name in names if name not in folders)
-        folders.add(folder)
+        names = [name, *(f"{name}-{number + 2}" for number in range(len(folders)))]          # a/vocals.wav, b/vocals.wav
+        folders.append(folder := next(name for name in names if name not in folders))
         try:
             seconds += play_along(model, path, folder, args, clock, sections)
             print(f"{folder}/: accompaniment, mix, picture")
@@ -338,17 +317,16 @@ def play_all(model, args, clock):
               f"{seconds:.1f} s of music in {clock.total():.2f} s: RTF {clock.total() / seconds:.3f}", sep="; ")
     return status
 
-
 def main(argv=None):
     clock = Clock()
+    clock.start = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("vocals", nargs="*", help="audio files with solo singing: from 0.5 s on, any rate and channel count")
     add("--out", default="out", help="folder to write to (default: out)")
     add("--checkpoint", default=os.path.join(os.path.dirname(__file__), "assets/demo.pt"), help="weights (assets/demo.pt)")
     add("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
-    add("--guidance", type=float, default=5.0,
-        help="1: none, a third less time; more: closer to the voice, less varied (default: 5)")
+    add("--guidance", type=float, default=5.0, help="1: none; more: closer to the voice, less varied (default: 5)")
     add("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
     add("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
     add("--vocoder", choices=["neural", "griffinlim"], default="neural", help="neural: if the weights hold one (default)")
@@ -360,20 +338,12 @@ def main(argv=None):
     args = parser.parse_args(words)                                        # a file called -x.wav is no option
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")                  # a terminal without emoji
-    try:
+    def work():
         demand((bool(args.vocals) != bool(args.evaluate), "give audio files with singing, or --evaluate DATA"),
-               *((vars(args)[name] >= least, f"--{name} {vars(args)[name]}: must be at least {least}")
-                 for name, least in dict(steps=1, takes=1, seed=0).items()),
                (0 <= args.guidance <= 20, f"--guidance {args.guidance:g}: must lie between 0 and 20"))
-        model = FastSAG.load(args.checkpoint, args.device)
-        return (evaluate if args.evaluate else play_all)(model, args, clock)
-    except UserError as problem:
-        print(f"sample.py: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sample.py: stopped", file=sys.stderr)
-        return 130
-
+        at_least(args, steps=1, takes=1, seed=0)
+        return (evaluate if args.evaluate else play_all)(FastSAG.load(args.checkpoint, args.device), args, clock)
+    return finish("sample.py", work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -232,7 +232,7 @@ def test_stems_end_up_in_their_columns_and_useless_ones_are_skipped(tmp_path, ca
 def test_a_vocoder_learns_on_top_of_a_model_and_resumes_with_the_same_bits(files, tmp_path, monkeypatch):
     save, path = fastsag.save_checkpoint, tmp_path / "checkpoint.pt"       # here every save stays
     monkeypatch.setattr("train.save_checkpoint", lambda data, at: save(data, f"{at}{data['step']}") or save(data, at))
-    args = train_args(files, tmp_path, "--vocoder --steps 6 --every 2 --accumulate 2 --crop 0.68")
+    args = train_args(files, tmp_path, "--vocoder --steps 6 --every 2 --crop 0.68")
     assert train.main([*args, "--start", f"{files}/tiny.pt"]) == 0
     before, whole = FastSAG.load(files / "tiny.pt", "cpu").state_dict(), weights(path)
     for name, weight in FastSAG.load(path, "cpu").state_dict().items():

@@ -28,8 +28,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from fastsag import (PRESETS, Config, FastSAG, UserError, Vocoder, bfloat16_pays, demand, fitting, load_checkpoint, log_mel,
-                     log_spectrum, pick_device, save_checkpoint, stft_distance, write, writing)
+from fastsag import (PRESETS, Config, FastSAG, Vocoder, at_least, bfloat16_pays, demand, finish, fitting, load_checkpoint,
+                     log_mel, log_spectrum, pick_device, save_checkpoint, stft_distance, write, writing)
 from prep import audio_bytes, read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -52,7 +52,6 @@ def random_crops(songs, rng, count, length, keep=slice(None), bend=0.0):
         crops.append(crop)
     return torch.stack(crops, 1)
 
-
 def augment(vocals, generator, batch_size, mine=slice(None)):
     """Another microphone and level for each voice: (B, L) -> (B, L); the band stays as it is. What is random is drawn for
     the whole batch, of which `vocals` are the rows `mine`: it does not depend on the number of processes."""
@@ -67,7 +66,6 @@ def augment(vocals, generator, batch_size, mine=slice(None)):
     noise = torch.randn(batch_size, L, generator=generator, device=device)[mine]
     noise = noise * 10 ** (-(45 + 45 * rand()) / 20)                       # -45 to -90 dBFS; the voice is at -20
     return torch.fft.irfft(torch.fft.rfft(vocals + noise) * 10 ** (decibels / 20), n=L)
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The vocoder's losses: mel and spectra are to be right; then small discriminators tell what they miss
@@ -88,7 +86,6 @@ class Judge(nn.Module):
         for layer in self.layers[1:]:
             seen.append(layer(F.leaky_relu(seen[-1], 0.1)))
         return seen
-
 
 class VocoderTask(nn.Module):
     """A vocoder in training. forward() returns losses of both sides, so that one optimiser and one backward do: the judges
@@ -123,7 +120,6 @@ class VocoderTask(nn.Module):
                        "fool": -0.3 * faced[-1].mean(), "match": 0.6 * near}
         return losses
 
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Validation
 
@@ -142,7 +138,6 @@ def validate(model, songs, length, vocoder, sigmas=(0.05, 0.2, 0.6, 2.0), count=
         result = {f"diffusion {sigma}": at.pop("diffusion").mean() for sigma, at in zip(sigmas, losses)} | losses[-1]
     return {name: value.item() for name, value in result.items()}
 
-
 @torch.no_grad()
 def listen(model, songs, length, vocoder):
     """A stereo example (L, 2) at 24 kHz: what the model plays (left) to a validation song's voice (right), or what the
@@ -154,7 +149,6 @@ def listen(model, songs, length, vocoder):
         pair = model.accompany(voice, Config.sample_rate) if voice.any() else voice, voice
     return np.stack(pair, 1).clip(-1, 1)
 
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -164,7 +158,6 @@ def main(argv=None):
     add("--steps", type=int, default=20000, help="training steps, the length of the schedule (default: 20000)")
     add("--minutes", type=float, help="train this long, whatever the number of steps")
     add("--batch-size", type=int, default=16, help="clips per step, all processes together (default: 16)")
-    add("--accumulate", type=int, default=1, help="take a batch in so many parts, to save memory (default: 1)")
     add("--crop", type=float, help="seconds per clip (default: 43.69, for a beat shows over long stretches; vocoder: 0.68)")
     add("--lr", type=float, default=1e-3, help="highest learning rate (default: 1e-3)")
     add("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
@@ -176,27 +169,15 @@ def main(argv=None):
     add("--judges", type=float, default=0.33, help="vocoder: the last share of the run that has judges (default: 0.33)")
     add("--vocoder", action="store_true", help="train the vocoder instead, leave the rest as it is in --start")
     args = parser.parse_args(argv)
-    try:
-        train(args)
-    except UserError as problem:
-        print(f"train.py: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        saved = os.path.exists(f"{args.out}/checkpoint.pt")
-        print("train.py: stopped" + f"; --resume goes on from the last save in {args.out}" * saved, file=sys.stderr)
-        return 130
-    return 0
-
+    saved = lambda: f"; --resume goes on from the last save in {args.out}" * os.path.exists(f"{args.out}/checkpoint.pt")
+    return finish("train.py", lambda: train(args), lambda: f"stopped{saved()}")
 
 def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
     args.crop = args.crop or (0.68 if args.vocoder else 43.69)
-    least = dict(accumulate=1, batch_size=1, steps=1, every=1, minutes=0.01, crop=0.5, lr=1e-9)
-    demand(*((vars(args)[name] is None or vars(args)[name] >= value,
-              f"--{name.replace('_', '-')} {vars(args)[name]}: must be at least {value}") for name, value in least.items()),
-           (args.batch_size % (world * args.accumulate) == 0,
-            f"--batch-size {args.batch_size}: must be a multiple of {world} processes x {args.accumulate} parts"))
+    at_least(args, batch_size=1, steps=1, every=1, minutes=0.01, crop=0.5, lr=1e-9)
+    demand((args.batch_size % world == 0, f"--batch-size {args.batch_size}: must be a multiple of {world} processes"))
     device = pick_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -252,8 +233,6 @@ def train(args):
         rng = np.random.default_rng([args.seed, step])
         return random_crops(songs, rng, args.batch_size, length if args.vocoder or step % 2 else short, mine, bend=0.06)
 
-    began, recent, heard = time.time() - seconds, [], 0.0                  # heard: seconds of audio since the last line
-
     def progress():
         """Share of the run that is done, 0 to 1: by the steps, or by the clock of the first process."""
         share = (time.time() - began) / 60 / args.minutes if args.minutes else step / args.steps
@@ -261,6 +240,7 @@ def train(args):
             dist.broadcast(share := torch.tensor(share, device=device), 0)
         return float(share)
 
+    began, recent, heard = time.time() - seconds, [], 0.0                  # heard: seconds of audio since the last line
     bar = tqdm(initial=step, total=None if args.minutes else args.steps, unit="step", disable=None if rank == 0 else True)
     with bar, ThreadPoolExecutor(1) as reader:
         batch, share = reader.submit(load, step), progress()
@@ -272,17 +252,13 @@ def train(args):
             batch = reader.submit(load, step + 1)
             generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step)
             draw = task.draw(args.batch_size, vocals.shape[1] // model.cfg.hop_length, generator)
-            vocals, values = augment(vocals, generator, args.batch_size, mine), 0
+            vocals = augment(vocals, generator, args.batch_size, mine)
             # the judges come in at the end, in turns, when the vocoder has learnt the rough of it
             judge = [step % 3 if share > 1 - args.judges else None] * args.vocoder
-            for part in range(args.accumulate):
-                rows = slice(part, None, args.accumulate)
-                chance = {name: value[mine][rows] for name, value in draw.items()}
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    losses = parallel(vocals[rows], accomp[rows], chance, *judge)
-                some = torch.stack([loss.mean() for loss in losses.values()]) / args.accumulate
-                some.sum().backward()
-                values += some.detach()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                losses = parallel(vocals, accomp, {name: value[mine] for name, value in draw.items()}, *judge)
+            values = torch.stack([loss.mean() for loss in losses.values()])
+            values.sum().backward()
             norm = nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -292,7 +268,7 @@ def train(args):
             torch._foreach_lerp_(list(ema.parameters()), [weight.detach() for weight in model.parameters()], 1 - decay)
 
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
-            recent.append(torch.cat([norm[None], values]))
+            recent.append(torch.cat([norm[None], values.detach()]))
             heard += args.batch_size * vocals.shape[1] / Config.sample_rate
             bar.update()
             due = step % args.every == 0 or share >= 1
@@ -318,12 +294,11 @@ def train(args):
                 losses = validate(ema, val_songs, length, args.vocoder)
                 say(f"step {step:6d}  validation: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
                 example = listen(ema, val_songs, max(length, 64 * model.frame_length), args.vocoder)
-                write(f"{args.out}/sample.wav", audio_bytes(example, Config.sample_rate))
+                write(f"{args.out}/sample.wav", audio_bytes(example, Config.sample_rate, f"step {step}"))
     say(f"{path} is written: {step} steps in {seconds / 60:.1f} minutes; "
         f"listen: python sample.py vocals.wav --checkpoint {path}")
     if world > 1:
         dist.destroy_process_group()
-
 
 if __name__ == "__main__":
     sys.exit(main())
