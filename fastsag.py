@@ -66,8 +66,7 @@ PRESETS = {
                    vocoder_dim=32, vocoder_layers=2),
     "demo": Config(),                                                                    # the shipped weights
     "base": Config(dim=384, layers=10, channels=(128, 256, 384), blocks=2,               # real data, one GPU
-                   vocoder_dim=512, vocoder_layers=8),
-}
+                   vocoder_dim=512, vocoder_layers=8)}
 N_FEATURES = 12 + 12 + 3 + 1          # S: bass chroma, middle chroma, onsets in three bands, loudness
 N_BAR = 2 * (4 + 3) * 8 + 3 * 12      # bar profile: two tracks at each eighth of a beat, bars of four and three; three loops
 PATCH = 4                             # one feature frame is 4 mel frames, 43 ms; the U-Net sees 4 x 4 mel patches
@@ -213,9 +212,10 @@ def denormalise(mel, cfg):
     return mel * (cfg.mel_std / cfg.sigma_data) + cfg.mel_mean
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Music features. Where the paper takes 768 features of MERT-v1-95M, a pretrained model, we write down what an
-# accompanist listens for: which notes sound (chroma, in the bass and above it), where something begins (onsets, low,
-# middle, high) and how loud it is. They know nothing of timbre, so they cannot carry a source separator's artefacts.
+# Music features. Where the paper takes 768 features of MERT-v1-95M, a pretrained model, we write down what an accompanist
+# listens for: which notes sound (chroma, in the bass and above it), where something begins (onsets, low, middle, high) and
+# how loud it is. They know nothing of timbre, nor of a source separator's artefacts. A network can learn to find the beat
+# too, but takes thousands of steps; what is *on* the beat, and what the band does there, is left to it.
 
 @lru_cache
 def chroma_filterbank(rate, n_fft):
@@ -254,7 +254,7 @@ def music_features(wav, mel, cfg):
 def find_beat(onsets, cfg, slowest=0.9, tempos=512, reach=512, every=32):
     """Onset strength (B, T/4) -> frames per beat (B, T/4), decided anew every 1.4 s, for a beat of 0.9 to 1.8 Hz (54 to 108
     per minute; faster songs show up at half their tempo). Singers sing early, late and between the beats; what stays is a
-    period. So correlate 44 s with waves of every tempo, their doubles and fourfolds (Grosche & Mueller 2011), for halves and
+    period. So correlate 44 s with waves of every tempo, its double and fourfold (Grosche & Mueller 2011), for halves and
     quarters of a beat are sung too, and add up the power of the 31 such windows around."""
     rate = cfg.sample_rate / cfg.hop_length / PATCH                        # frames per second
     period = rate / slowest * 2 ** -(torch.arange(tempos, device=onsets.device) / tempos)                # frames
@@ -292,8 +292,7 @@ def fold(tracks, period, beats, places, reach=512):
 def bar_profile(mel, chroma, cfg):
     """log-mel (B, M, T) and chroma (B, 24, T/4) of the singing -> (B, 148, T/4). How strongly, beside the average, something
     begins and how loud it is at each eighth of a beat around each frame, in bars of four beats and of three; which notes are
-    sung here each time that a loop of 8, 16 or 12 beats comes round (chords come in loops). A network can learn to find the
-    beat, but takes thousands of steps for it; what is *on* the beat, and what the band does there, is left to it."""
+    sung here each time that a loop of 8, 16 or 12 beats comes round (chords come in loops)."""
     onsets = onset_envelope(mel).mean(1)
     tracks, period = torch.stack([4 * onsets, 2 * loudness(mel)], 1), find_beat(onsets, cfg)
     four, three = (fold(tracks, period, beats, torch.arange(beats * 8) / 8 - beats / 2) for beats in (4, 3))
@@ -457,8 +456,7 @@ class UNet(nn.Module):
             h = halve(h)
         first, attention, last = self.middle
         h = first(h, emb)
-        h = attention(h.flatten(1, 2)).view_as(h)
-        h = last(h, emb)
+        h = last(attention(h.flatten(1, 2)).view_as(h), emb)
         for narrow, *blocks in self.up:
             skip = skips.pop()
             h = F.interpolate(narrow(h), scale_factor=2, mode="nearest")[:, :, : skip.shape[2]]
@@ -520,9 +518,9 @@ def match_mel(spec, log_mel, cfg):
 
 class Vocoder(nn.Module):
     """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
-    around it; its blocks are passed twice: deeper, not larger. How loud each band is, the mel itself says last. A steady
-    tone has the same mel in every frame, but its phase moves on: phases are given relative to each bin's own rotation,
-    i^(k t), and clocks of up to 128 frames let tones between the bins drift."""
+    around it; its blocks are passed twice: deeper, not larger. How loud each band is, the mel says last. A steady tone
+    has the same mel in every frame, but its phase moves on: phases are given relative to each bin's own rotation, i^(k t),
+    and clocks of up to 128 frames let tones between the bins drift."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -539,8 +537,7 @@ class Vocoder(nn.Module):
         log_magnitude, phase = self.out(self.blocks(self.blocks(x))).float().chunk(2, 1)
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
         turns = time % 4 * torch.arange(phase.shape[1], device=mel.device)[:, None].float() % 4          # quarter turns
-        phase = phase + math.pi / 2 * turns
-        spec = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        spec = torch.polar(magnitude, phase + math.pi / 2 * turns)
         return find_phases(spec, lambda spec: match_mel(spec, mel, self.cfg), rounds, 0.5, self.cfg)
 
     def long(self, mel, piece=2048, halo=96):
@@ -608,7 +605,6 @@ class FastSAG(nn.Module):
         expected, mu = self.condition(vocals, draw["hear"])
         semantic = F.mse_loss(expected, features)
         prior = F.mse_loss(mu, mel) / cfg.sigma_data ** 2
-
         segment, sigma = draw["noise"].shape[-1], draw["sigma"]            # diffusion: a piece of each clip is enough
         keep = draw["keep"][:, None, None]                                 # classifier-free guidance: drop some conditions
         mel, mu = cut(mel, draw["start"], segment), cut(mu, draw["start"], segment) * keep
@@ -618,9 +614,8 @@ class FastSAG(nn.Module):
         return {"semantic": semantic, "prior": prior, "diffusion": weight * (D_x - mel).square().mean((1, 2))}
 
     def guided(self, x, sigma, mu, expected, guidance, window=8192, halo=416):
-        """denoise() for a song. Guidance (Ho & Salimans 2022): away from what the network expects without a condition; two
-        passes, on a CPU a quarter faster than one over a batch of two. There, to save memory, in windows of 87 s with 4.4 s
-        more to either side, which is more than the U-Net sees: no seam exists."""
+        """denoise() for a song. Guidance (Ho & Salimans 2022): away from what the network expects without a condition, in a
+        second pass. On a CPU in windows of 87 s, to save memory, with 4.4 s to either side: more than the U-Net sees."""
         def run(a, b):
             predict = lambda keep: self.denoise(x[..., a:b], sigma.expand(len(x)), keep * mu[..., a:b],
                                                 keep * expected[..., a // PATCH: b // PATCH])
@@ -645,8 +640,7 @@ class FastSAG(nn.Module):
         assert vocals.dim() == 1, f"vocals must be mono, shape (L,); got {tuple(vocals.shape)}"
         wav, gain = self.prepare(vocals, sample_rate)
         expected, mu = self.condition(wav)
-        mel = self.sample(mu, expected, steps, guidance, seed)
-        return self.render(mel, gain, sample_rate, len(vocals))
+        return self.render(self.sample(mu, expected, steps, guidance, seed), gain, sample_rate, len(vocals))
 
     def prepare(self, vocals, sample_rate):
         """(L,) -> (1, L') at the model's rate and level, padded to whole U-Net frames; and the gain that was applied."""

@@ -108,8 +108,7 @@ def compose(rng, style, low, high, seconds):
     tempo, tonic, meter = rng.uniform(style.slowest, style.fastest), int(rng.integers(12)), len(style.kick) // 4
     if rng.random() < 0.5:
         style = style._replace(harmony=style.bridge, bridge=style.harmony)
-    mode = rng.choice(list(MODES), p=[0.5, 0.16, 0.16, 0.1, 0.08])
-    steps, loops = MODES[mode]
+    steps, loops = MODES[rng.choice(list(MODES), p=[0.5, 0.16, 0.16, 0.1, 0.08])]
     scale = [(tonic + step) % 12 for step in steps]
     habits = dict(groove=style.harmony, upbeat=rng.choice([0, 0, 0.5, 1, 1.5]), syncopation=rng.choice([0, 0, 0.15]))
     bar = meter * 60 / tempo                                                # seconds
@@ -411,11 +410,9 @@ def read_audio(path, mono=False, longest=4):
             while len(block := sound.read(size, dtype="float32", always_2d=True)):
                 blocks.append(block.mean(1, keepdims=True) if mono else block)
                 demand((len(blocks) * size < longest * 3600 * rate, f"{path} is longer than {longest} hours; cut it"))
-    except OSError as e:
-        raise UserError(f"{path} cannot be opened ({e.strerror}); give the path of an audio file") from None
-    except soundfile.LibsndfileError as e:
-        raise UserError(f"{path} cannot be read as audio ({e.error_string.rstrip('.')}); "
-                        "give a whole WAV, FLAC, OGG, MP3 or AIFF file") from None
+    except (OSError, soundfile.LibsndfileError) as e:
+        reason = e.strerror if isinstance(e, OSError) else e.error_string.rstrip(".")
+        raise UserError(f"{path} cannot be read as audio ({reason}); give a whole WAV, FLAC, OGG, MP3 or AIFF file") from None
     demand((blocks, f"{path} holds no samples; give a file with sound in it"))
     wav = np.concatenate(blocks).T
     bad = wav.size - np.count_nonzero(np.abs(wav) < 1e10)                  # NaN is not below anything
@@ -563,8 +560,8 @@ def write_set(out, seconds, songs):
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for split, count in samples.items():
-        number, seconds = sum(song["split"] == split for song in facts), count / SAMPLE_RATE
-        print(f"{split:5} {number:5} songs {seconds / 60:7.1f} min {count * 4 / 1e6:8.1f} MB  {out / split}.bin")
+        number, minutes = sum(song["split"] == split for song in facts), count / SAMPLE_RATE / 60
+        print(f"{split:5} {number:5} songs {minutes:7.1f} min {count * 4 / 1e6:8.1f} MB  {out / split}.bin")
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

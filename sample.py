@@ -149,9 +149,7 @@ class Clock(Counter):
 # step; each player hears them through two volumes: vocals 1 and 0, accompaniment 0 and 1, mix as the sliders say.
 
 PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>FastSAG plays along</title>
 <style>
   body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; background: #18181c; color: #ddd }
@@ -174,8 +172,7 @@ SECTIONS
     });
     player.onplay = () => players.forEach(other => other === player ? context.resume() : other.pause());
   }
-</script>
-</html>
+</script></html>
 """
 
 def section(title, settings, pair, sample_rate, picture):
@@ -213,8 +210,7 @@ def measure(wav, true, cfg, song):
         for begin, end, tones in song["chords"]:
             chord[tones] |= (when >= begin) & (when < end)
         energy = features[0, 12:].square()
-        share = (energy * chord).sum(0) / energy.sum(0).clamp(min=1e-9)
-        result["on chord"] = share[chord.any(0) & sounding].mean()
+        result["on chord"] = ((energy * chord).sum(0) / energy.sum(0).clamp(min=1e-9))[chord.any(0) & sounding].mean()
         near = (when[:, None] - torch.tensor(song["beats"])).abs().amin(1) < 0.043
         result["on beat"] = envelopes[0][near].mean() / envelopes[0][~near].mean()
     patches = F.avg_pool2d(mel[:1], (4, 1))[0].unfold(-1, 16, 16)          # (25, n, 16): a patch is 171 ms
@@ -243,7 +239,6 @@ def evaluate(model, args, clock, longest=30):
     vocoders = ["neural"] * (model.vocoder is not None) + ["griffinlim"]
     vocoder = args.vocoder if args.vocoder in vocoders else "griffinlim"
     rows, patches, copies, seconds = defaultdict(list), defaultdict(list), defaultdict(list), 0.0
-
     def load(_, pairs, gains):                                             # (2, L): vocals, accompaniment
         length = min(len(pairs), longest * cfg.sample_rate) // model.frame_length * model.frame_length
         return torch.from_numpy(pairs[:length] * gains).T.to(model.device)
@@ -271,7 +266,6 @@ def evaluate(model, args, clock, longest=30):
             rows[row].append(list(result.values()))
             patches[row].append(some)
         clock("measure")
-
     print(f"{args.evaluate}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}, "
           f"{vocoder}; mean and 95 % interval over songs")
     print(f"{'':28s}" + "".join(f"{name:>16s}" for name in result) + f"{'Frechet':>10s}")
@@ -301,9 +295,8 @@ def play_all(model, args, clock):
             seconds += play_along(model, path, folder, args, clock, sections)
             print(f"{folder}/: accompaniment, mix, picture")
         except (UserError, MemoryError, torch.OutOfMemoryError) as problem:                # the other songs are not to blame
-            reason = problem if isinstance(problem, UserError) else f"{path} needs more memory than there is; cut it"
-            print(f"sample.py: {reason}", file=sys.stderr)
-            status = 2
+            known, status = isinstance(problem, UserError), 2
+            print("sample.py:", problem if known else f"{path} needs more memory than there is; cut it", file=sys.stderr)
     if sections:
         page = os.path.join(args.out, "index.html")
         write(page, PAGE.replace("SECTIONS", "".join(sections)).encode())

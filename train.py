@@ -9,8 +9,7 @@
     torchrun --nproc_per_node=8 train.py --batch-size 128  several GPUs; --batch-size is the sum over all of them
 
 OUT/checkpoint.pt holds everything that sampling and resuming need, OUT/sample.wav what the model plays (left) to a
-validation song (right), both written every --every steps. On a CPU under Linux,
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 before the command saves a third of a step (freed memory is kept).
+validation song (right), both written every --every steps.
 """
 import argparse
 import copy
@@ -62,7 +61,7 @@ def augment(vocals, generator, batch_size, mine=slice(None)):
     for _ in range(2):                                                     # two resonances or notches of +-6 dB
         centre, width = 6 * rand() - 2.5, 0.3 + rand()
         decibels = decibels + 12 * (rand() - 0.5) * torch.exp(-((octaves - centre) / width).square())
-    decibels = decibels - 40 * (octaves - 2 - 2 * rand()).clamp(min=0)         # a low-pass between 4 and 16 kHz
+    decibels = decibels - 40 * (octaves - 2 - 2 * rand()).clamp(min=0)      # a low-pass between 4 and 16 kHz
     noise = torch.randn(batch_size, L, generator=generator, device=device)[mine]
     noise = noise * 10 ** (-(45 + 45 * rand()) / 20)                       # -45 to -90 dBFS; the voice is at -20
     return torch.fft.irfft(torch.fft.rfft(vocals + noise) * 10 ** (decibels / 20), n=L)
@@ -221,18 +220,16 @@ def train(args):
             part.compile()
     parallel = nn.parallel.DistributedDataParallel(task, find_unused_parameters=args.vocoder) if world > 1 else task
     say = tqdm.write if rank == 0 else lambda line: None
-
-    hours = sum(len(pairs) for _, pairs, _ in songs) / Config.sample_rate / 3600
-    reason = " (no GPU found)" if device.type == "cpu" and args.device == "auto" else ""
-    say(f"device {device}{reason}, {'bfloat16' if half else 'float32'}, {world} process(es); "
-        f"{sum(p.numel() for p in trained) / 1e6:.2f} M parameters to train; {len(songs)} songs, {hours:.2f} hours")
-
+    say(f"device {device}{' (no GPU found)' * (device.type == 'cpu' and args.device == 'auto')}, "
+        f"{'bfloat16' if half else 'float32'}, {world} process(es); {sum(p.numel() for p in trained) / 1e6:.2f} M parameters "
+        f"to train; {len(songs)} songs, {sum(len(pairs) for _, pairs, _ in songs) / Config.sample_rate / 3600:.2f} hours")
     def load(step):
         """Every second batch has clips of a quarter of the length: who brings a few seconds is to be served too."""
         short = max(1, length // model.frame_length // 4) * model.frame_length
         rng = np.random.default_rng([args.seed, step])
         return random_crops(songs, rng, args.batch_size, length if args.vocoder or step % 2 else short, mine, bend=0.06)
 
+    began, recent, heard = time.time() - seconds, [], 0.0                  # heard: seconds of audio since the last line
     def progress():
         """Share of the run that is done, 0 to 1: by the steps, or by the clock of the first process."""
         share = (time.time() - began) / 60 / args.minutes if args.minutes else step / args.steps
@@ -240,7 +237,6 @@ def train(args):
             dist.broadcast(share := torch.tensor(share, device=device), 0)
         return float(share)
 
-    began, recent, heard = time.time() - seconds, [], 0.0                  # heard: seconds of audio since the last line
     bar = tqdm(initial=step, total=None if args.minutes else args.steps, unit="step", disable=None if rank == 0 else True)
     with bar, ThreadPoolExecutor(1) as reader:
         batch, share = reader.submit(load, step), progress()
@@ -266,7 +262,6 @@ def train(args):
             share = progress()
             decay = min(0.999, step / (step + 9))                          # EMA over the last tenth of a short run
             torch._foreach_lerp_(list(ema.parameters()), [weight.detach() for weight in model.parameters()], 1 - decay)
-
             # Now and then: a line, a check for NaN; less often: validation, a sample, a checkpoint.
             recent.append(torch.cat([norm[None], values.detach()]))
             heard += args.batch_size * vocals.shape[1] / Config.sample_rate
@@ -284,7 +279,6 @@ def train(args):
                 last, seconds = seconds, time.time() - began
                 speed = f"lr {lr:.1e}  {seconds / 60:.1f} min  {heard / (seconds - last):.0f} s of audio/s"
                 recent, heard = [], 0.0
-                bar.set_postfix_str(f"loss {sum(means):.3f}, {speed}")
                 parts = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(losses, means))
                 say(f"step {step:6d}  loss {sum(means):.4f} ({parts})  norm {norm:.2f}  {speed}")
             if due and rank == 0:
