@@ -155,7 +155,7 @@ def resample(wav, rate_in, rate_out):
 # (n_fft - hop) / 2 before their hop, magnitudes sqrt(re^2 + im^2 + 1e-9), slaney filters, natural log of at least 1e-5.
 
 def in_float32(function):
-    """Networks may run in bfloat16; what is done to spectra may not."""
+    """Networks may run in bfloat16; what they hear may not."""
     def run(x, *args):
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args)
@@ -242,7 +242,7 @@ def loudness(mel):
 @in_float32
 def music_features(wav, mel, cfg):
     """(B, L) and its log-mel (B, M, T) -> (B, S, T/4), each row of roughly zero mean and unit variance. The three bands of
-    the onsets reach up to 270 Hz, 1.7 kHz and 12 kHz."""
+    the onsets reach up to 270 Hz, 1.4 kHz and 12 kHz."""
     low, n_fft = cfg.sample_rate // 4, 2048                                # 6 kHz is enough for chroma; 341 ms frames
     filters = chroma_filterbank(low, n_fft).to(wav.device) * (4 / n_fft)   # a sine of amplitude 1 gives 1
     chroma = stft(resample(wav, cfg.sample_rate, low), n_fft, cfg.hop_length * PATCH // 4, lambda spec: filters @ spec.abs())
@@ -272,8 +272,8 @@ def chroma_of(features):
     return (features[:, :24] + 1) / 4
 
 def fold(tracks, period, beats, places, reach=512):
-    """What is sung at each point of the bar? tracks (B, C, T/4), frames per beat (B, T/4), places (R,) -> (B, C, R, T/4): the
-    track's mean over 22 s to either side, so many beats from each frame's own place in bars of `beats` beats (place 0)."""
+    """What is sung at each point of the bar? tracks (B, C, T/4), frames per beat (B, T/4), places (R,) in beats -> (B, C, R,
+    T/4): for each frame, the mean over all that lies place + n * beats beats from it (n whole), up to 22 s to either side."""
     N = tracks.shape[-1]
     time, places = torch.arange(N, device=tracks.device), torch.as_tensor(places, device=tracks.device)[:, None]
     period, sums = period[:, None], 0
@@ -358,8 +358,8 @@ class TimeBlock(nn.Module):
         return x + self.mlp(x)
 
 def in_pieces(run, frames, size, halo, hop=1):
-    """A song, `size` frames at a time: run(begin, end) -> (..., hop for each frame), with `halo` frames to either side that
-    are cut off again. Whoever sees no further than these makes no seam."""
+    """A song, `size` frames at a time: run(begin, end) -> (..., `hop` values a frame), where end may lie beyond the song. The
+    `halo` frames to either side are cut off again: whoever sees no further than these makes no seam."""
     pieces = []
     for start in range(0, frames, size):
         a = max(0, start - halo)
@@ -372,7 +372,7 @@ def in_pieces(run, frames, size, halo, hop=1):
 #   semantic: WHAT to play. Music features and bar profile of the vocals -> features to expect of the band       L_semantic
 #   prior: WHERE in time. These and the hidden state that they are read from -> the band's mean mel, mu          L_prior
 # The vocals' mel would tell more, but of the singer: it does not help with singers never met. Official code: WaveNets of
-# 8 x 8 layers on MERT features, about 150 M parameters; attention gives the context that beat and key need in 2 M.
+# 8 x 8 layers on MERT features, about 150 M parameters; here attention gives what beat and key need, in 2 M.
 
 class Projection(nn.Module):
     """Inputs (B, *, T/4), together c_in channels -> output (B, c_out, T/4) and the hidden state before it (B, dim, T/4)."""
@@ -402,7 +402,7 @@ class Projection(nn.Module):
 # Official code: Grad-TTS's U-Net, 64 x (1, 2, 4) channels at the full 100 x 1024; patches cost a tenth of that.
 
 class ResBlock(nn.Module):
-    """Two 3 x 3 convolutions; the noise level scales and shifts what lies between them. Starts as the identity."""
+    """Two 3 x 3 convolutions; the noise level scales and shifts what lies between them. Starts as its shortcut alone."""
 
     def __init__(self, c_in, c_out, c_emb):
         super().__init__()
@@ -508,11 +508,11 @@ def stft_distance(a, b):
     """Waveforms (B, L) -> mean difference of the logarithms of their spectra, in nepers, at three resolutions, (3,)."""
     return torch.stack([F.l1_loss(log_spectrum(a, n_fft), log_spectrum(b, n_fft)) for n_fft in (512, 1024, 2048)])
 
-def match_mel(spec, log_mel, cfg):
-    """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to log_mel (B, M, T): a multiplicative
+def match_mel(spec, mel, cfg):
+    """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to mel (B, M, T): a multiplicative
     update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
-    spec, want = spec.transpose(1, 2), log_mel.exp().transpose(1, 2)       # frames first, as they lie in memory
+    spec, want = spec.transpose(1, 2), mel.exp().transpose(1, 2)       # frames first, as they lie in memory
     have = (spec.real.square() + spec.imag.square() + 1e-9).sqrt() @ filters.T
     return (spec * ((want / have) @ (filters / filters.sum(0).clamp(min=1e-8)))).transpose(1, 2)
 
@@ -613,9 +613,9 @@ class FastSAG(nn.Module):
         weight = (sigma ** 2 + cfg.sigma_data ** 2) / (sigma * cfg.sigma_data) ** 2          # lambda(sigma), Table 1
         return {"semantic": semantic, "prior": prior, "diffusion": weight * (D_x - mel).square().mean((1, 2))}
 
-    def guided(self, x, sigma, mu, expected, guidance, window=8192, halo=416):
+    def guided(self, x, sigma, mu, expected, guidance, window=8192, halo=512):
         """denoise() for a song. Guidance (Ho & Salimans 2022): away from what the network expects without a condition, in a
-        second pass. On a CPU in windows of 87 s, to save memory, with 4.4 s to either side: more than the U-Net sees."""
+        second pass. On a CPU in windows of 87 s, to save memory, with 5.5 s to either side: more than the U-Net sees."""
         def run(a, b):
             predict = lambda keep: self.denoise(x[..., a:b], sigma.expand(len(x)), keep * mu[..., a:b],
                                                 keep * expected[..., a // PATCH: b // PATCH])
@@ -625,8 +625,8 @@ class FastSAG(nn.Module):
     @torch.no_grad()
     def sample(self, mu, expected, steps=8, guidance=5.0, seed=0, progress=lambda steps: steps):
         """Draw a mel (B, M, T) for a condition: the probability-flow ODE of EDM in `steps` network evaluations. It starts at
-        mu, as in Grad-TTS: in noise this strong, nothing but the mean can be expected. Guidance acts in the middle of the way
-        only, where beat and chords are decided (Kynkaanniemi et al. 2024)."""
+        mu, as in Grad-TTS: in noise this strong, nothing but the mean can be expected. Guidance acts at 0.5 < sigma < 15 only:
+        in the first half of the steps, where beat and chords are decided (Kynkaanniemi et al. 2024)."""
         noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(mu.device) / self.cfg.temperature
         sigmas = sigma_steps(steps, self.cfg).to(mu.device)
         denoise = lambda x, sigma: self.guided(x, sigma, mu, expected, guidance if 0.5 < sigma < 15 else 1)

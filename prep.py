@@ -172,7 +172,7 @@ class Voice:
         """The score as a person sings it, as curves of one value per frame: f0 (Hz), loudness, noise, the noise's
         centre (Hz) and formants (5, T) (Hz). Each note writes its stretch; smoothing makes the glides."""
         T = int(seconds * FRAME_RATE) + 4
-        pitch, loud, swell, noise = np.full(T, 60.0), *np.zeros((3, T))     # MIDI, amplitude, share of the vibrato
+        pitch, loud, swell, noise = np.full(T, 60.0), *np.zeros((3, T))     # MIDI, amplitude, share of the vibrato, amplitude
         noise_hz, formants = np.full(T, 2000.0), np.tile(MOUTH[NEUTRAL], (T, 1))
         beats = np.arange(-8, score.notes[-1].beat + 16, 0.25)
         times = np.sort(score.seconds(beats) + self.lag + rng.normal(0, self.scatter, len(beats)))     # loose timing
@@ -374,11 +374,11 @@ def make_song(job):
     Score, singer and band have random streams of their own, so that nothing but the score is common to both columns."""
     seed, index, seconds, split = job
     torch.set_num_threads(1)                                                # the songs are what runs in parallel
-    casting, writing, singing, playing = (np.random.default_rng([seed, index, stream]) for stream in range(4))
+    casting, composing, singing, playing = (np.random.default_rng([seed, index, stream]) for stream in range(4))
     voice, band = (int(casting.choice(np.flatnonzero((np.arange(count) % HELD_OUT == 0) == (split == "val"))))
                    for count in (N_VOICES, N_BANDS))
     singer, style = Voice(voice), STYLES[index % len(STYLES)]
-    score = compose(writing, style, singer.low, singer.high, seconds)
+    score = compose(composing, style, singer.low, singer.high, seconds)
     vocals = record_vocals(singing, singer.sing(singing, score, seconds))
     accomp = at_level(Band(band).record(playing, score, seconds), -20 + np.clip(casting.normal(0, 2), -4, 4))
     gain = 0.9 / max(np.abs(vocals).max(), np.abs(accomp).max())
@@ -550,7 +550,7 @@ def write_set(out, seconds, songs):
             place = dict(start=samples[info["split"]], length=len(pair))
             facts.append(dict(vocals_dbfs=levels[0], accomp_dbfs=levels[1]) | info | place)
             samples[info["split"]] += len(pair)
-        meta = dict(format=FORMAT, sample_rate=SAMPLE_RATE, songs=facts) | {f"{key}_samples": n for key, n in samples.items()}
+        meta = dict(format=FORMAT, sample_rate=SAMPLE_RATE, songs=facts) | {f"{s}_samples": n for s, n in samples.items()}
         with writing(partial):
             (partial / "meta.json").write_text(json.dumps(meta))
             out.mkdir(exist_ok=True)

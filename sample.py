@@ -137,7 +137,7 @@ def play_along(model, path, folder, args, clock, sections):
     return len(vocals) / rate
 
 class Clock(Counter):
-    """Adds up the seconds since the last call under the name of what was done in them."""
+    """Adds up the seconds since the last call, at first since `start`, under the name of what was done in them."""
 
     def __call__(self, name):
         if torch.cuda.is_available():
@@ -289,13 +289,13 @@ def play_all(model, args, clock):
     seconds, folders, sections, status = 0.0, [], [], 0
     for path in args.vocals:
         name = os.path.join(args.out, os.path.splitext(os.path.basename(path))[0])
-        names = [name, *(f"{name}-{number + 2}" for number in range(len(folders)))]          # a/vocals.wav, b/vocals.wav
+        names = [name, *(f"{name}-{number}" for number in range(2, len(folders) + 2))]          # a/vocals.wav, b/vocals.wav
         folders.append(folder := next(name for name in names if name not in folders))
         try:
             seconds += play_along(model, path, folder, args, clock, sections)
             print(f"{folder}/: accompaniment, mix, picture")
         except (UserError, MemoryError, torch.OutOfMemoryError) as problem:                # the other songs are not to blame
-            known, status = isinstance(problem, UserError), 2
+            status, known = 2, isinstance(problem, UserError)
             print("sample.py:", problem if known else f"{path} needs more memory than there is; cut it", file=sys.stderr)
     if sections:
         page = os.path.join(args.out, "index.html")

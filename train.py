@@ -51,20 +51,20 @@ def random_crops(songs, rng, count, length, keep=slice(None), bend=0.0):
         crops.append(crop)
     return torch.stack(crops, 1)
 
-def augment(vocals, generator, batch_size, mine=slice(None)):
-    """Another microphone and level for each voice: (B, L) -> (B, L); the band stays as it is. What is random is drawn for
-    the whole batch, of which `vocals` are the rows `mine`: it does not depend on the number of processes."""
-    L, device = vocals.shape[-1], vocals.device
+def augment(wavs, generator, batch_size, mine=slice(None)):
+    """Another microphone and level for each clip of `wavs`: (B, L) -> (B, L). What is random is drawn for the whole batch, of
+    which these are the rows `mine`: it does not depend on the number of processes."""
+    L, device = wavs.shape[-1], wavs.device
     rand = lambda: torch.rand(batch_size, 1, generator=generator, device=device)[mine]
     octaves = torch.log2(torch.linspace(0, Config.sample_rate / 2, L // 2 + 1, device=device) / 1000 + 0.02)
     decibels = 6 * (rand() - 0.5) + 4 * (rand() - 0.5) * octaves                # level +-3 dB, tilt +-2 dB per octave
     for _ in range(2):                                                     # two resonances or notches of +-6 dB
         centre, width = 6 * rand() - 2.5, 0.3 + rand()
         decibels = decibels + 12 * (rand() - 0.5) * torch.exp(-((octaves - centre) / width).square())
-    decibels = decibels - 40 * (octaves - 2 - 2 * rand()).clamp(min=0)      # a low-pass between 4 and 16 kHz
+    decibels -= 40 * (octaves - 2 - 2 * rand()).clamp(min=0)               # low-pass: from 4..16 kHz on
     noise = torch.randn(batch_size, L, generator=generator, device=device)[mine]
     noise = noise * 10 ** (-(45 + 45 * rand()) / 20)                       # -45 to -90 dBFS; the voice is at -20
-    return torch.fft.irfft(torch.fft.rfft(vocals + noise) * 10 ** (decibels / 20), n=L)
+    return torch.fft.irfft(torch.fft.rfft(wavs + noise) * 10 ** (decibels / 20), n=L)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The vocoder's losses: mel and spectra are to be right; then small discriminators tell what they miss
@@ -162,7 +162,7 @@ def main(argv=None):
     add("--seed", type=int, default=0, help="of weights, crops and noise (default: 0)")
     add("--every", type=int, default=250, help="steps between validations, samples and saves (default: 250)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
-    add("--float32", action="store_true", help="never compute in bfloat16, not even where that is faster")
+    add("--float32", action="store_true", help="never compute in bfloat16, not even where that is faster; --resume: as begun")
     add("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     add("--start", metavar="WEIGHTS", help="begin with these instead of at random, as with assets/demo.pt")
     add("--judges", type=float, default=0.33, help="vocoder: the last share of the run that has judges (default: 0.33)")
@@ -174,12 +174,12 @@ def main(argv=None):
 def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
-    args.crop = args.crop or (0.68 if args.vocoder else 43.69)
     at_least(args, batch_size=1, steps=1, every=1, minutes=0.01, crop=0.5, lr=1e-9)
+    args.crop = args.crop or (0.68 if args.vocoder else 43.69)
     demand((args.batch_size % world == 0, f"--batch-size {args.batch_size}: must be a multiple of {world} processes"))
     device = pick_device(args.device)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if world > 1:
@@ -202,7 +202,7 @@ def train(args):
     trained = [weight for weight in task.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    step, seconds, half = 0, 0.0, not args.float32 and bfloat16_pays(device)                 # resumed runs included
+    step, seconds, half = 0, 0.0, not args.float32 and bfloat16_pays(device)                 # seconds: of earlier runs too
     settings = {name: getattr(args, name) for name in ("preset", "batch_size", "crop", "lr", "seed", "vocoder")}
     if args.resume:
         checkpoint = load_checkpoint(path)
@@ -229,7 +229,6 @@ def train(args):
         rng = np.random.default_rng([args.seed, step])
         return random_crops(songs, rng, args.batch_size, length if args.vocoder or step % 2 else short, mine, bend=0.06)
 
-    began, recent, heard = time.time() - seconds, [], 0.0                  # heard: seconds of audio since the last line
     def progress():
         """Share of the run that is done, 0 to 1: by the steps, or by the clock of the first process."""
         share = (time.time() - began) / 60 / args.minutes if args.minutes else step / args.steps
@@ -237,6 +236,7 @@ def train(args):
             dist.broadcast(share := torch.tensor(share, device=device), 0)
         return float(share)
 
+    began, recent, heard = time.time() - seconds, [], 0.0                  # heard: seconds of audio since the last line
     bar = tqdm(initial=step, total=None if args.minutes else args.steps, unit="step", disable=None if rank == 0 else True)
     with bar, ThreadPoolExecutor(1) as reader:
         batch, share = reader.submit(load, step), progress()
