@@ -518,7 +518,7 @@ def match_mel(spec, mel, cfg):
 
 class Vocoder(nn.Module):
     """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
-    around it; its blocks are passed twice: deeper, not larger. How loud each band is, the mel says last. A steady tone
+    around it; its blocks are passed three times: deeper, not larger. How loud each band is, the mel says last. A steady tone
     has the same mel in every frame, but its phase moves on: phases are given relative to each bin's own rotation, i^(k t),
     and clocks of up to 128 frames let tones between the bins drift."""
 
@@ -529,18 +529,18 @@ class Vocoder(nn.Module):
         self.blocks = nn.Sequential(*[ConvNeXtBlock(C) for _ in range(cfg.vocoder_layers)], ChannelNorm(C))
         self.out = nn.Conv1d(C, cfg.n_fft + 2, 1)
 
-    def forward(self, mel, start=0, rounds=10):
+    def forward(self, mel, start=0, rounds=9):
         """start: which frame of its song mel begins with, an integer or integers (B, 1, 1). rounds: of find_phases."""
         time = start + torch.arange(mel.shape[-1], device=mel.device).expand(len(mel), 1, -1)             # (B, 1, T)
         clock = 2 * math.pi * time / torch.tensor([[8], [16], [32], [64], [128]], device=mel.device)      # (B, 5, T)
         x = self.embed(torch.cat([normalise(mel, self.cfg), clock.cos(), clock.sin()], 1))
-        log_magnitude, phase = self.out(self.blocks(self.blocks(x))).float().chunk(2, 1)
+        log_magnitude, phase = self.out(self.blocks(self.blocks(self.blocks(x)))).float().chunk(2, 1)
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
-        turns = time % 4 * torch.arange(phase.shape[1], device=mel.device)[:, None].float() % 4          # quarter turns
+        turns = time % 4 * (torch.arange(phase.shape[1], device=mel.device)[:, None].float() % 4)        # quarter turns
         spec = torch.polar(magnitude, phase + math.pi / 2 * turns)
-        return find_phases(spec, lambda spec: match_mel(spec, mel, self.cfg), rounds, 0.5, self.cfg)
+        return find_phases(spec, lambda spec: match_mel(spec, mel, self.cfg), rounds, 0.4, self.cfg)
 
-    def long(self, mel, piece=2048, halo=96):
+    def long(self, mel, piece=2048, halo=128):
         """The same for a song, in pieces of 22 s with more to either side than the network sees: no seam exists."""
         return in_pieces(lambda a, b: self(mel[..., a:b], a), mel.shape[-1], piece, halo, self.cfg.hop_length)
 

@@ -61,7 +61,7 @@ def augment(wavs, generator, batch_size, mine=slice(None)):
     for _ in range(2):                                                     # two resonances or notches of +-6 dB
         centre, width = 6 * rand() - 2.5, 0.3 + rand()
         decibels = decibels + 12 * (rand() - 0.5) * torch.exp(-((octaves - centre) / width).square())
-    decibels -= 40 * (octaves - 2 - 2 * rand()).clamp(min=0)               # low-pass: from 4..16 kHz on
+    decibels -= 40 * 10 ** rand() * (octaves - 2 - 2 * rand()).clamp(min=0)    # low-pass: from 4..16 kHz, 40..400 dB/octave
     noise = torch.randn(batch_size, L, generator=generator, device=device)[mine]
     noise = noise * 10 ** (-(45 + 45 * rand()) / 20)                       # -45 to -90 dBFS; the voice is at -20
     return torch.fft.irfft(torch.fft.rfft(wavs + noise) * 10 ** (decibels / 20), n=L)
@@ -108,7 +108,7 @@ class VocoderTask(nn.Module):
         mel = log_mel(wav, self.cfg)
         amount = (2 * draw["blur"] - 1).clamp(min=0)
         rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.5 * amount)
-        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"], draw["start"], rounds=3)         # twice as fast as 10
+        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"], draw["start"], rounds=3)         # faster than 9
         losses = {"mel": 0.3 * F.l1_loss(log_mel(made, self.cfg), mel), "stft": stft_distance(made, wav).mean()}
         if judge is not None:                                              # hinge losses (Lim & Ye 2017), feature matching
             judge = self.judges[judge]
@@ -249,6 +249,8 @@ def train(args):
             generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step)
             draw = task.draw(args.batch_size, vocals.shape[1] // model.cfg.hop_length, generator)
             vocals = augment(vocals, generator, args.batch_size, mine)
+            if args.vocoder:                                               # half of the bands: to be ready for real ones
+                accomp = torch.where(draw["mix"][mine] < 0.4, augment(accomp, generator, args.batch_size, mine), accomp)
             # the judges come in at the end, in turns, when the vocoder has learnt the rough of it
             judge = [step % 3 if share > 1 - args.judges else None] * args.vocoder
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
