@@ -512,7 +512,7 @@ def match_mel(spec, mel, cfg):
     """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to mel (B, M, T): a multiplicative
     update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
-    spec, want = spec.transpose(1, 2), mel.exp().transpose(1, 2)       # frames first, as they lie in memory
+    spec, want = spec.transpose(1, 2), mel.exp().transpose(1, 2)           # frames first, as they lie in memory
     have = (spec.real.square() + spec.imag.square() + 1e-9).sqrt() @ filters.T
     return (spec * ((want / have) @ (filters / filters.sum(0).clamp(min=1e-8)))).transpose(1, 2)
 

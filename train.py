@@ -168,8 +168,8 @@ def main(argv=None):
     add("--judges", type=float, default=0.33, help="vocoder: the last share of the run that has judges (default: 0.33)")
     add("--vocoder", action="store_true", help="train the vocoder instead, leave the rest as it is in --start")
     args = parser.parse_args(argv)
-    saved = lambda: f"; --resume goes on from the last save in {args.out}" * os.path.exists(f"{args.out}/checkpoint.pt")
-    return finish("train.py", lambda: train(args), lambda: f"stopped{saved()}")
+    hint = f"; --resume goes on from the last save in {args.out}"
+    return finish("train.py", lambda: train(args), lambda: "stopped" + hint * os.path.exists(f"{args.out}/checkpoint.pt"))
 
 def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
