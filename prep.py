@@ -430,8 +430,9 @@ def audio_bytes(wav, sample_rate, comment, kind="WAV"):
 AUDIO = {f".{kind.lower()}" for kind in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
 BANDS = ("no_vocals", "accompaniment", "instrumental"), ("drums", "bass", "other", "guitar", "piano"), ("mixture",)
 # A group (a singer, where known) goes to training or to validation, never to both. band: the files whose sum is the
-# accompaniment, or a mixture to take the vocals from, or (MIR-1K) none: accompaniment left, vocals right in one file.
-Stems = namedtuple("Stems", "group name vocals band is_mixture")
+# accompaniment, or a mixture to take the vocals from. clips: MIR-1K's, accompaniment left, vocals right, which follow
+# each other without a gap; a beat shows over a minute, not over the 8 s that such a clip lasts.
+Stems = namedtuple("Stems", "group name vocals band is_mixture clips", defaults=[()])
 
 def find_stems(paths):
     """Everything under `paths` that looks like a song: ([Stems], [why something was skipped])."""
@@ -451,8 +452,13 @@ def find_stems(paths):
                 band = whole[:1] or (parts if complete else mixture or parts)
                 group, name = (f"{title}/{prefix[:-1]}", file.stem[:len(prefix) - 1]) if prefix else (title, title)
                 found.append(Stems(group, name, file, band, band == mixture))
-        found = found or [Stems(match[1], file.stem, file, None, False) for stem, file in files.items()
-                          if (match := re.fullmatch(r"([a-z][a-z0-9]*)_\d+_\d+", stem))]    # MIR-1K: SINGER_SONG_CLIP
+        clips = sorted((match[1], int(match[2]), file) for stem, file in files.items()
+                       if (match := re.fullmatch(r"([a-z][a-z0-9]*_\d+)_(\d+)", stem)))         # MIR-1K: SINGER_SONG_CLIP
+        for i, (song, number, file) in enumerate(clips * (not found)):
+            if i and clips[i - 1][:2] == (song, number - 1):
+                found[-1].clips.append(file)
+            else:
+                found.append(Stems(song.split("_")[0], file.stem, file, None, False, [file]))
         if not found:
             skipped.append(f"{folder}: its {len(files)} audio files are in no known layout")
         skipped += [f"{song.vocals}: no accompaniment beside it" for song in found if song.band == []]
@@ -462,11 +468,14 @@ def find_stems(paths):
 def load_stems(song, quiet=-50, longest=4, shortest=3):
     """The useful stretches of a song -> [float32 (vocals and accompaniment, L) at 24 kHz], one gain for all: `shortest`
     s or more, without pauses of over `longest` s below `quiet` dBFS (100 ms RMS) in either. Or UserError."""
-    files = [read_audio(path, mono=bool(song.band)) for path in [song.vocals, *(song.band or [])]]
-    waves = [wave for wav, rate in files for wave in resample(torch.from_numpy(wav), rate, SAMPLE_RATE).numpy()]
-    if not song.band:
-        demand((len(waves) == 2, f"{song.vocals} is named like a MIR-1K clip, but is not stereo"))
-        waves.reverse()
+    paths = song.clips or [song.vocals, *song.band]
+    files = [read_audio(path, mono=not song.clips) for path in paths]
+    if song.clips:                                                         # one recording again
+        for path, (wav, rate) in zip(paths, files):
+            demand((len(wav) == 2 and rate == files[0][1],
+                    f"{path} is named like a MIR-1K clip, but is not stereo, or not of {paths[0].name}'s rate"))
+        files = [(np.concatenate([wav[i] for wav, _ in files])[None], rate) for i in (1, 0)]
+    waves = [resample(torch.from_numpy(wav[0]), rate, SAMPLE_RATE).numpy() for wav, rate in files]
     least, *_, most = sorted(len(wave) / SAMPLE_RATE for wave in waves)
     demand((most - least <= 1, f"{song.vocals}: the stems of this song last {least:.1f} to {most:.1f} s"))
     vocals, *band = [wave[:min(map(len, waves))] for wave in waves]

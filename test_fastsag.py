@@ -220,6 +220,11 @@ def test_stems_end_up_in_their_columns_and_useless_ones_are_skipped(tmp_path, ca
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         wav = torch.stack([sum(stems[part] for part in parts) for parts in channels.split()])
         soundfile.write(tmp_path / "in" / name, fastsag.resample(wav, RATE, rate).T, rate)
+    clip = tmp_path / "in/c/singer_1_01.wav"                               # MIR-1K cuts a recording into clips
+    wav, rate = soundfile.read(clip)
+    for number, part in {"09": wav[: 5 * rate], "10": wav[5 * rate:]}.items():
+        soundfile.write(clip.with_stem(f"singer_1_{number}"), part, rate)
+    clip.unlink()
     assert prep.main([str(tmp_path / "in"), "--out", str(tmp_path / "set")]) == 0
     err = capsys.readouterr().err
     assert err.count("skipped") == 2 and "e/vocals.wav: no 3 s" in err and "Your_vocals.wav: no acc" in err, err
