@@ -28,7 +28,6 @@ import torch.nn.functional as F
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Config. Everything that a checkpoint needs to rebuild its model; the training settings live in train.py.
-
 @dataclass
 class Config:
     # audio: the 24 kHz / 100 band definition that BigVGAN and Vocos publish vocoders for
@@ -99,7 +98,6 @@ def finish(script, work, stopped=lambda: "stopped"):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Levels, sample rates, and files that are written whole or not at all
-
 @contextmanager
 def writing(path):
     """Around whatever writes: a full disk or a folder without rights becomes a UserError about `path`."""
@@ -153,7 +151,6 @@ def resample(wav, rate_in, rate_out):
 # ----------------------------------------------------------------------------------------------------------------------
 # Mel front end, the only one of the project. log-mel as in BigVGAN's and Vocos' 24 kHz / 100 band models: frames that start
 # (n_fft - hop) / 2 before their hop, magnitudes sqrt(re^2 + im^2 + 1e-9), slaney filters, natural log of at least 1e-5.
-
 def in_float32(function):
     """Networks may run in bfloat16; what they hear may not."""
     def run(x, *args):
@@ -216,7 +213,6 @@ def denormalise(mel, cfg):
 # listens for: which notes sound (chroma, in the bass and above it), where something begins (onsets, low, middle, high) and
 # how loud it is. They know nothing of timbre, nor of a source separator's artefacts. A network can learn to find the beat
 # too, but takes thousands of steps; what is *on* the beat, and what the band does there, is left to it.
-
 @lru_cache
 def chroma_filterbank(rate, n_fft):
     """(24, n_fft/2 + 1): bass pitch classes (40-175 Hz), then middle ones (175-1400 Hz); C is 0. A bin counts for a
@@ -302,7 +298,6 @@ def bar_profile(mel, chroma, cfg):
 # ----------------------------------------------------------------------------------------------------------------------
 # Blocks. No statistics are taken over time, and attention reaches a fixed distance: a frame's result depends on what is
 # around it, not on how long the clip is. A model trained on clips then works on songs.
-
 class ChannelNorm(nn.Module):
     """Divides by the root mean square over the channels (dim 1). A gain per channel, which `scale` (B, C) can change."""
 
@@ -373,7 +368,6 @@ def in_pieces(run, frames, size, halo, hop=1):
 #   prior: WHERE in time. These and the hidden state that they are read from -> the band's mean mel, mu          L_prior
 # The vocals' mel would tell more, but of the singer: it does not help with singers never met. Official code: WaveNets of
 # 8 x 8 layers on MERT features, about 150 M parameters; here attention gives what beat and key need, in 2 M.
-
 class Projection(nn.Module):
     """Inputs (B, *, T/4), together c_in channels -> output (B, c_out, T/4) and the hidden state before it (B, dim, T/4)."""
 
@@ -400,7 +394,6 @@ class Projection(nn.Module):
 #   level 2, attention         192    7 x T/16              171 ms                    -> middle
 #
 # Official code: Grad-TTS's U-Net, 64 x (1, 2, 4) channels at the full 100 x 1024; patches cost a tenth of that.
-
 class ResBlock(nn.Module):
     """Two 3 x 3 convolutions; the noise level scales and shifts what lies between them. Starts as its shortcut alone."""
 
@@ -469,7 +462,6 @@ class UNet(nn.Module):
 # From mel to sound. A mel has no phases, and its bands are too wide to tell neighbouring partials apart. The neural
 # vocoder has learnt both; it works at the mel's rate and leaves the way up to 24 kHz to the inverse STFT (the idea of
 # Vocos; official code: BigVGAN, 112 M parameters). Griffin-Lim begins with random phases. Then both search alike.
-
 def find_phases(spec, correct, rounds, momentum, cfg):
     """Fast Griffin-Lim (Perraudin et al. 2013): spec (B, n_fft/2 + 1, T) -> waveform (B, T * hop). Most spectra belong to
     no waveform: go to the nearest one and back, keep its phases, `correct` the magnitudes. Momentum saves many rounds."""
@@ -547,7 +539,6 @@ class Vocoder(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # The model: precondition, loss and sampler follow EDM line by line. The official code takes the preconditioning of
 # consistency models, (sigma - sigma_min) for sigma, and steps with Euler; here both are as EDM's Table 1 prints them.
-
 class FastSAG(nn.Module):
     """Vocals to accompaniment. `FastSAG.load(path)` and `accompany(vocals, sample_rate)` are all that a user needs."""
 

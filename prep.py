@@ -35,7 +35,6 @@ decibels = lambda db: 10 ** (np.asarray(db) / 20)                           # to
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The score. Time is counted in beats, pitch in MIDI notes (69 = 440 Hz), harmony in degrees of a scale.
-
 MODES = dict(major=((0, 2, 4, 5, 7, 9, 11), "1564 6415 1645 4156 2511 1415 1625 1345 15634145 111144115415"),
              minor=((0, 2, 3, 5, 7, 8, 10), "1637 1673 1763 6713 1473 1646 17611431"),
              harmonic=((0, 2, 3, 5, 7, 8, 11), "1415 1645 1465 4156 6415 15151415"),
@@ -134,7 +133,6 @@ def compose(rng, style, low, high, seconds):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The singer: a source (glottal pulses, noise) through a filter (formants) that changes every 5 ms
-
 HOP, WINDOW, FRAME_RATE = 128, 512, SAMPLE_RATE / 128                       # samples, samples, 187.5 frames/s
 MOUTH = np.array([(280, 2250), (400, 2050), (600, 1800), (780, 1250), (560, 880), (400, 760), (310, 680), (290, 1750),
                   (500, 1450), (260, 1050), (340, 1300)])                   # two formants in Hz: nine vowels, then n, l
@@ -261,7 +259,6 @@ def record_vocals(rng, wave):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The band: every instrument is a list of overtones and how they fade, every drum a falling tone and noise
-
 # Overtone k has the amplitude k ** -slope, times `even` if k is, up to number `last`. Attack: s; decay of the tone,
 # dark once more for each overtone: 1/s; detune (of two strings), vibrato: cents; puff: noise of a hammer or breath.
 INSTRUMENTS = dict(                                                         # pairs: drawn from .. to
@@ -398,7 +395,6 @@ def demo_songs(seed, songs, val_songs, seconds, workers):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: your own stems in, prepared sets out and in
-
 def read_audio(path, mono=False, longest=4):
     """Any file that soundfile reads -> ((channels, L) float32, sample rate in Hz); mono: the mean of its channels. Goes
     block by block: a header may claim what is not there. Raises UserError, also beyond `longest` hours."""
@@ -454,11 +450,10 @@ def find_stems(paths):
                 found.append(Stems(group, name, file, band, band == mixture))
         clips = sorted((match[1], int(match[2]), file) for stem, file in files.items()
                        if (match := re.fullmatch(r"([a-z][a-z0-9]*_\d+)_(\d+)", stem)))         # MIR-1K: SINGER_SONG_CLIP
-        for i, (song, number, file) in enumerate(clips * (not found)):
-            if i and clips[i - 1][:2] == (song, number - 1):
-                found[-1].clips.append(file)
-            else:
-                found.append(Stems(song.split("_")[0], file.stem, file, None, False, [file]))
+        runs = {}                                                          # without a gap in their numbers
+        for i, (song, number, file) in enumerate(clips):
+            runs.setdefault((song, number - i), []).append(file)
+        found = found or [Stems(song.split("_")[0], run[0].stem, run[0], None, False, run) for (song, _), run in runs.items()]
         if not found:
             skipped.append(f"{folder}: its {len(files)} audio files are in no known layout")
         skipped += [f"{song.vocals}: no accompaniment beside it" for song in found if song.band == []]
@@ -590,9 +585,9 @@ def main(argv=None):
         if args.paths:
             stems, skipped = find_stems(args.paths)
             seconds = 0
-            for song in stems:
+            for path in (path for song in stems for path in song.clips or [song.vocals]):
                 with suppress(soundfile.LibsndfileError):                   # will be skipped with a reason
-                    seconds += soundfile.info(song.vocals).duration
+                    seconds += soundfile.info(path).duration
             write_set(args.out or "data/mine", seconds, stem_songs(stems, args.val, args.seed, skipped))
         else:
             songs = demo_songs(args.seed, args.songs, args.val_songs, args.seconds, args.workers)

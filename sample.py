@@ -35,7 +35,6 @@ from prep import audio_bytes, read_audio, read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The picture: what the model heard, expects, and played. A PNG is three zlib-packed chunks; a font is 15 bits a letter.
-
 FONT = ("7b6f2c9773e772cf5bc979cf79ef72527bef7bcf2bed6bae39236b6e79a779a4396b5bed7497126a5bad4927"
         "5fed6b6d2b6a6ba42b7b6bad388e74925b6f5b6a5bfd5aad5a9272a7")         # 0-9 A-Z, 3 x 5 dots each, 4 hex digits
 COLOURS = np.array([(0, 0, 10), (60, 15, 110), (170, 45, 110), (245, 125, 60), (255, 250, 180)], float)
@@ -88,7 +87,6 @@ def draw(model, vocals, expected, mu, mel, width=1200, inner=210, left=60, gap=2
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Playing along
-
 def read_vocals(path):
     """-> mono (L,) without DC offset, sample rate in Hz. Raises UserError for what nobody can accompany."""
     (wav,), sample_rate = read_audio(path, mono=True)
@@ -147,7 +145,6 @@ class Clock(Counter):
 # ----------------------------------------------------------------------------------------------------------------------
 # The page: one file that plays anywhere. A take is one stereo sound, voice left and band right, so both are always in
 # step; each player hears them through two volumes: vocals 1 and 0, accompaniment 0 and 1, mix as the sliders say.
-
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>FastSAG plays along</title>
@@ -194,16 +191,17 @@ def section(title, settings, pair, sample_rate, picture):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation. Every row is a way to fill the band's place; the floor is another song's band, the ceiling the true one.
-
 def measure(wav, true, cfg, song):
     """wav and the true band, (L,) at 24 kHz and the model's level -> dict of measures and the patches for Frechet."""
     pair = torch.stack([x[: min(len(wav), len(true))] for x in (wav, true)]).cpu()
     mel = log_mel(pair, cfg)
     features = chroma_of(music_features(pair, mel, cfg)).clamp(min=0)      # (2, 24, T/4)
     envelopes = onset_envelope(mel).mean(1)                                # (2, T/4)
+    later = lambda frames: onset_envelope(torch.stack([mel[0].roll(frames, -1), mel[1]])).mean(1)
+    rhythm = [torch.corrcoef(later(frames))[0, 1].nan_to_num() for frames in range(-6, 7)]
     sounding = features[1].norm(dim=0) > 0.5                               # where the true band plays
     result = {"harmony": F.cosine_similarity(*features, dim=0)[sounding].mean(),
-              "rhythm": torch.corrcoef(envelopes)[0, 1].nan_to_num()}
+              "rhythm": rhythm[6], "rhythm +-64 ms": max(rhythm)}           # the second: whoever sang how early or late
     if "chords" in song:
         when = (torch.arange(envelopes.shape[-1]) + 0.5) * 4 * cfg.hop_length / cfg.sample_rate          # seconds
         chord = torch.zeros(12, len(when), dtype=torch.bool)

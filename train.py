@@ -33,7 +33,6 @@ from prep import audio_bytes, read_set
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Data: one flat memory-mapped file per split; a batch is random crops of random songs.
-
 def random_crops(songs, rng, count, length, keep=slice(None), bend=0.0):
     """`count` crops of songs from read_set -> (2, those in `keep`, length): vocals, accomp. Short songs end in silence.
     bend: play each up to this share faster or slower, voice and band together: other keys, other tempos."""
@@ -68,7 +67,6 @@ def augment(wavs, generator, batch_size, mine=slice(None)):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The vocoder's losses: mel and spectra are to be right; then small discriminators tell what they miss
-
 class Judge(nn.Module):
     """Looks at a spectrogram of one resolution and says, patch by patch, whether it is real (above 0) or made (UnivNet,
     Jang et al. 2021). Returns what its layers see; the last of them is the verdict."""
@@ -121,7 +119,6 @@ class VocoderTask(nn.Module):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Validation
-
 @torch.no_grad()
 def validate(model, songs, length, vocoder, sigmas=(0.05, 0.2, 0.6, 2.0), count=16):
     """The three losses on fixed crops, the diffusion loss at fixed noise levels; or the vocoder's distances, on bands."""
