@@ -426,7 +426,7 @@ def audio_bytes(wav, sample_rate, comment, kind="WAV"):
 AUDIO = {f".{kind.lower()}" for kind in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
 BANDS = ("no_vocals", "accompaniment", "instrumental"), ("drums", "bass", "other", "guitar", "piano"), ("mixture",)
 # A group (a singer, where known) goes to training or to validation, never to both. band: the files whose sum is the
-# accompaniment, or a mixture to take the vocals from. clips: MIR-1K's, accompaniment left, vocals right, which follow
+# accompaniment, or a mixture to take the vocals from, or None. clips: MIR-1K's, band left, vocals right, which follow
 # each other without a gap; a beat shows over a minute, not over the 8 s that such a clip lasts.
 Stems = namedtuple("Stems", "group name vocals band is_mixture clips", defaults=[()])
 
@@ -491,7 +491,7 @@ def stem_songs(songs, val, seed, skipped):
     """For `write_set`, group by group in a shuffled order: the first usable one is for training, the next for validation
     until it has its share, the rest for training. Of a single singer, each song is a group. All of `skipped` is printed."""
     alone = len({song.group for song in songs}) == 1
-    group = lambda song: song.name if alone else song.group
+    group = lambda song: song.group if not alone else song.name.rpartition("_")[0] if song.clips else song.name
     groups = np.random.default_rng(seed).permutation(sorted({group(song) for song in songs})).tolist()
     wanted, usable = max(1, round(val * len(groups))), set()
     for song in tqdm(sorted(songs, key=lambda song: groups.index(group(song))), unit="song", disable=None):
