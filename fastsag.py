@@ -27,7 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Config. Everything that a checkpoint needs to rebuild its model; the training settings live in train.py.
+# Config. All that a checkpoint needs to rebuild its model and its losses; the optimiser's settings live in train.py.
 @dataclass
 class Config:
     # audio: the 24 kHz / 100 band definition that BigVGAN and Vocos publish vocoders for
@@ -47,7 +47,7 @@ class Config:
     blocks: int = 1                   # residual blocks per level, on the way down and again on the way up
     unet_radius: int = 16             # bottom attention, frames of 171 ms to either side: 2.7 s
     segment: int = 1024               # mel frames per clip that the diffusion loss sees, 10.9 s (Grad-TTS's economy)
-    input_drop: float = 0.15          # share of training examples whose encoder must do without one of its inputs
+    input_drop: float = 0.15          # chance, in training, that the encoder must do without features; or bar profile
     cond_drop: float = 0.1            # share of training examples without condition, for classifier-free guidance
     vocoder_dim: int = 256            # channels
     vocoder_layers: int = 6
@@ -97,7 +97,7 @@ def finish(script, work, stopped=lambda: "stopped"):
         return 130
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Levels, sample rates, and files that are written whole or not at all
+# Files, written whole or not at all, checkpoints, devices
 @contextmanager
 def writing(path):
     """Around whatever writes: a full disk or a folder without rights becomes a UserError about `path`."""
@@ -117,6 +117,44 @@ def write(path, data):
         finally:
             temporary.unlink(missing_ok=True)
 
+def pick_device(name="auto"):
+    """"auto" -> cuda, else mps, else cpu. Raises UserError for a device that is not there."""
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    demand((name in ("auto", *there), f"device {name} is not available; this machine has {', '.join(there)}"))
+    return torch.device(there[0] if name == "auto" else name)
+
+def bfloat16_pays(device):
+    """Is bfloat16 faster than float32? On a CPU with units for it twice, on one without a tenth as fast."""
+    units = getattr(torch.cpu, "get_capabilities", dict)()                 # of x86; an old torch does not tell
+    return device.type == "cuda" or device.type == "cpu" and any(units.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+def save_checkpoint(checkpoint, path):
+    """A dict of plain values and tensors, whole or not at all. Raises UserError if it cannot be written."""
+    torch.save(checkpoint, buffer := io.BytesIO())
+    write(path, buffer.getbuffer())
+
+def load_checkpoint(path):
+    """The dict in a checkpoint file, on the CPU. weights_only: a stranger's file cannot run code. Raises UserError."""
+    given = "give assets/demo.pt or a checkpoint written by train.py"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:                                                 # torch.load fails in a dozen ways
+        raise UserError(f"checkpoint {path} cannot be read ({type(e).__name__}); {given}") from None
+    demand((isinstance(checkpoint, dict) and {"config", "ema"} <= checkpoint.keys(),
+            f"{path} is not a checkpoint of this program: it has no \"config\" and \"ema\"; {given}"))
+    return checkpoint
+
+@contextmanager
+def fitting(path):
+    """Around the use of a checkpoint's contents: whatever does not fit becomes a UserError."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as e:
+        reason = " ".join(str(e).split("\n\t")[-1].split())[:150]           # torch's first line says nothing
+        raise UserError(f"{path} is damaged or of another version of this program ({reason}); train it again") from None
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Levels and sample rates
 def active_dbfs(wav, sample_rate):
     """RMS level in dBFS (20 log10) over the 100 ms blocks within 40 dB of the loudest; -inf for digital silence."""
     wav = torch.as_tensor(wav)
@@ -539,6 +577,28 @@ class Vocoder(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # The model: precondition, loss and sampler follow EDM line by line. The official code takes the preconditioning of
 # consistency models, (sigma - sigma_min) for sigma, and steps with Euler; here both are as EDM's Table 1 prints them.
+def cut(x, start, length):
+    """Rows of x (B, C, T) from their own start (B,) on -> (B, C, length)."""
+    return x.take_along_dim(start[:, None, None] + torch.arange(length, device=x.device), 2)
+
+def sigma_steps(steps, cfg):
+    """(steps + 1,) noise levels from sigma_max to sigma_min, then 0: EDM eq. 5."""
+    high, low = cfg.sigma_max ** (1 / cfg.rho), cfg.sigma_min ** (1 / cfg.rho)
+    return F.pad(torch.linspace(high, low, steps) ** cfg.rho, (0, 1))
+
+def solve(denoise, x, sigmas, progress=lambda steps: steps):
+    """From x, which holds noise of sigmas[0], to a sample. DPM-Solver++(2M), Algorithm 2 of Lu et al., in EDM's terms
+    (alpha = 1, so lambda = -ln sigma): x falls towards D_x exponentially in lambda, and D_x is extrapolated in a straight
+    line through the last two evaluations. Second order, as EDM's Heun, for half the evaluations; sigma = 0 gives D_x."""
+    h = -sigmas.log().diff()                                               # steps of lambda; the last one is infinite
+    for i in progress(range(len(h))):
+        D_x = ahead = denoise(x, sigmas[i])
+        if 0 < i < len(h) - 1:
+            ahead = D_x + (D_x - previous) * h[i] / (2 * h[i - 1])
+        x = ahead + (x - ahead) * (sigmas[i + 1] / sigmas[i])
+        previous = D_x
+    return x
+
 class FastSAG(nn.Module):
     """Vocals to accompaniment. `FastSAG.load(path)` and `accompany(vocals, sample_rate)` are all that a user needs."""
 
@@ -669,65 +729,6 @@ class FastSAG(nn.Module):
                 model.vocoder = Vocoder(model.cfg)
             model.load_state_dict(checkpoint["ema"])
         return model.float().eval().to(pick_device(device))
-
-def cut(x, start, length):
-    """Rows of x (B, C, T) from their own start (B,) on -> (B, C, length)."""
-    return x.take_along_dim(start[:, None, None] + torch.arange(length, device=x.device), 2)
-
-def sigma_steps(steps, cfg):
-    """(steps + 1,) noise levels from sigma_max to sigma_min, then 0: EDM eq. 5."""
-    high, low = cfg.sigma_max ** (1 / cfg.rho), cfg.sigma_min ** (1 / cfg.rho)
-    return F.pad(torch.linspace(high, low, steps) ** cfg.rho, (0, 1))
-
-def solve(denoise, x, sigmas, progress=lambda steps: steps):
-    """From x, which holds noise of sigmas[0], to a sample. DPM-Solver++(2M), Algorithm 2 of Lu et al., in EDM's terms
-    (alpha = 1, so lambda = -ln sigma): x falls towards D_x exponentially in lambda, and D_x is extrapolated in a straight
-    line through the last two evaluations. Second order, as EDM's Heun, for half the evaluations; sigma = 0 gives D_x."""
-    h = -sigmas.log().diff()                                               # steps of lambda; the last one is infinite
-    for i in progress(range(len(h))):
-        D_x = ahead = denoise(x, sigmas[i])
-        if 0 < i < len(h) - 1:
-            ahead = D_x + (D_x - previous) * h[i] / (2 * h[i - 1])
-        x = ahead + (x - ahead) * (sigmas[i + 1] / sigmas[i])
-        previous = D_x
-    return x
-
-def pick_device(name="auto"):
-    """"auto" -> cuda, else mps, else cpu. Raises UserError for a device that is not there."""
-    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    demand((name == "auto" or name.split(":")[0] in there,
-            f"device {name} is not available; this machine has {', '.join(there)}"))
-    return torch.device(there[0] if name == "auto" else name)
-
-def bfloat16_pays(device):
-    """Is bfloat16 faster than float32? On a CPU with units for it twice, on one without a tenth as fast."""
-    units = getattr(torch.cpu, "get_capabilities", dict)()                 # of x86; an old torch does not tell
-    return device.type == "cuda" or device.type == "cpu" and any(units.get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-def save_checkpoint(checkpoint, path):
-    """A dict of plain values and tensors, whole or not at all. Raises UserError if it cannot be written."""
-    torch.save(checkpoint, buffer := io.BytesIO())
-    write(path, buffer.getbuffer())
-
-def load_checkpoint(path):
-    """The dict in a checkpoint file, on the CPU. weights_only: a stranger's file cannot run code. Raises UserError."""
-    given = "give assets/demo.pt or a checkpoint written by train.py"
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:                                                 # torch.load fails in a dozen ways
-        raise UserError(f"checkpoint {path} cannot be read ({type(e).__name__}); {given}") from None
-    demand((isinstance(checkpoint, dict) and {"config", "ema"} <= checkpoint.keys(),
-            f"{path} is not a checkpoint of this program: it has no \"config\" and \"ema\"; {given}"))
-    return checkpoint
-
-@contextmanager
-def fitting(path):
-    """Around the use of a checkpoint's contents: whatever does not fit becomes a UserError."""
-    try:
-        yield
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as e:
-        reason = " ".join(str(e).split("\n\t")[-1].split())[:150]           # torch's first line says nothing
-        raise UserError(f"{path} is damaged or of another version of this program ({reason}); train it again") from None
 
 if __name__ == "__main__":
     # What is in it: the parts of the demo model, their sizes, and the shapes on the way.

@@ -17,7 +17,6 @@ import shutil
 import signal
 import sys
 from collections import namedtuple
-from contextlib import suppress
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -441,7 +440,7 @@ def find_stems(paths):
     for folder, files in folders.items():
         found, title = [], "/".join(folder.parts[-2:])
         for stem, file in files.items():
-            if match := re.fullmatch(r"(|.+_)(?<!no_)vocals", stem):        # vocals, NAME_vocals
+            if match := re.fullmatch(r"(?!no_vocals)(|.+_)(?<!_no_)vocals", stem):        # vocals, NAME_vocals
                 prefix = match[1]
                 whole, parts, mixture = ([files[prefix + x] for x in names if prefix + x in files] for names in BANDS)
                 complete = all(prefix + x in files for x in ("drums", "bass", "other"))
@@ -460,7 +459,7 @@ def find_stems(paths):
         songs += [song for song in found if song.band != []]
     return sorted(songs), skipped
 
-def load_stems(song, quiet=-50, longest=4, shortest=3):
+def load_stems(song, quiet=-50, longest=4, shortest=5):
     """The useful stretches of a song -> [float32 (vocals and accompaniment, L) at 24 kHz], one gain for all: `shortest`
     s or more, without pauses of over `longest` s below `quiet` dBFS (100 ms RMS) in either. Or UserError."""
     paths = song.clips or [song.vocals, *song.band]
@@ -487,7 +486,7 @@ def load_stems(song, quiet=-50, longest=4, shortest=3):
     demand((stretches, f"{song.vocals}: no {shortest} s in which both singing and band are above {quiet} dBFS"))
     return stretches
 
-def stem_songs(songs, val, seed, skipped):
+def stem_songs(songs, skipped, val, seed):
     """For `write_set`, group by group in a shuffled order: the first usable one is for training, the next for validation
     until it has its share, the rest for training. Of a single singer, each song is a group. All of `skipped` is printed."""
     alone = len({song.group for song in songs}) == 1
@@ -583,12 +582,7 @@ def main(argv=None):
         at_least(args, songs=2, seconds=8, val_songs=1, workers=1, seed=0)  # of two songs one is for validation
         demand((0 < args.val < 1, f"--val {args.val:g}: must lie between 0 and 1"))
         if args.paths:
-            stems, skipped = find_stems(args.paths)
-            seconds = 0
-            for path in (path for song in stems for path in song.clips or [song.vocals]):
-                with suppress(soundfile.LibsndfileError):                   # will be skipped with a reason
-                    seconds += soundfile.info(path).duration
-            write_set(args.out or "data/mine", seconds, stem_songs(stems, args.val, args.seed, skipped))
+            write_set(args.out or "data/mine", 0, stem_songs(*find_stems(args.paths), args.val, args.seed))
         else:
             songs = demo_songs(args.seed, args.songs, args.val_songs, args.seconds, args.workers)
             write_set(args.out or "data/demo", args.songs * args.seconds, songs)

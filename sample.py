@@ -33,6 +33,8 @@ from fastsag import (Config, FastSAG, UserError, active_dbfs, at_least, bfloat16
                      log_mel, music_features, normalise, onset_envelope, resample, stft_distance, write)
 from prep import audio_bytes, read_audio, read_set
 
+WEIGHTS = os.path.join(os.path.dirname(__file__), "assets/demo.pt")
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The picture: what the model heard, expects, and played. A PNG is three zlib-packed chunks; a font is 15 bits a letter.
 FONT = ("7b6f2c9773e772cf5bc979cf79ef72527bef7bcf2bed6bae39236b6e79a779a4396b5bed7497126a5bad4927"
@@ -106,22 +108,22 @@ def play_along(model, path, folder, args, clock, sections):
     vocals, sample_rate = read_vocals(path)
     rate = max(sample_rate, model.cfg.sample_rate)                         # a telephone's voice gets a full band
     vocals = resample(vocals, sample_rate, rate)
-    name = os.path.basename(path).encode(errors="backslashreplace").decode()
+    name = path.encode(errors="backslashreplace").decode()
     clock("read")
     with torch.no_grad():
         wav, gain = model.prepare(vocals, rate)
         expected, mu = model.condition(wav)
         clock("condition")
         for take in range(args.takes):
-            title, number = f"{name} {take + 1}/{args.takes}", f"-{take + 1}" if take else ""
+            title, number = f"{os.path.basename(name)} {take + 1}/{args.takes}", f"-{take + 1}" if take else ""
             bar = lambda steps: tqdm(steps, desc=title, unit="step", disable=None, leave=False)
             mel = model.sample(mu, expected, args.steps, args.guidance, args.seed + take, bar)
             clock("diffusion")
             accomp = model.render(mel, gain, rate, len(vocals), args.vocoder)
             clock("vocoder")
             again = (f"python sample.py {shlex.quote(name)} --seed {args.seed + take} --steps {args.steps} "
-                     f"--guidance {args.guidance:g} --vocoder {args.vocoder} "
-                     f"--checkpoint {shlex.quote(os.path.basename(args.checkpoint))}")
+                     f"--guidance {args.guidance:g} --vocoder {args.vocoder}")
+            again += f" --checkpoint {shlex.quote(args.checkpoint)}" if args.checkpoint != WEIGHTS else ""
             pair = np.stack([vocals.numpy(), accomp], 1)
             pair *= min(1, 0.99 / np.abs(pair.sum(1)).max())               # too loud a mix is turned down, never clipped
             accomp *= min(1, 0.99 / np.abs(accomp).max())
@@ -292,8 +294,10 @@ def play_all(model, args, clock):
         try:
             seconds += play_along(model, path, folder, args, clock, sections)
             print(f"{folder}/: accompaniment, mix, picture")
-        except (UserError, MemoryError, torch.OutOfMemoryError) as problem:                # the other songs are not to blame
+        except (UserError, MemoryError, RuntimeError) as problem:          # the other songs are not to blame
             status, known = 2, isinstance(problem, UserError)
+            if isinstance(problem, RuntimeError) and "memory" not in str(problem):
+                raise
             print("sample.py:", problem if known else f"{path} needs more memory than there is; cut it", file=sys.stderr)
     if sections:
         page = os.path.join(args.out, "index.html")
@@ -315,7 +319,7 @@ def main(argv=None):
     add = parser.add_argument
     add("vocals", nargs="*", help="audio files with solo singing: from 0.5 s on, any rate and channel count")
     add("--out", default="out", help="folder to write to (default: out)")
-    add("--checkpoint", default=os.path.join(os.path.dirname(__file__), "assets/demo.pt"), help="weights (assets/demo.pt)")
+    add("--checkpoint", default=WEIGHTS, help="weights (default: assets/demo.pt)")
     add("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
     add("--guidance", type=float, default=5.0, help="1: none; more: closer to the voice, less varied (default: 5)")
     add("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")

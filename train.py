@@ -37,11 +37,11 @@ def random_crops(songs, rng, count, length, keep=slice(None), bend=0.0):
     """`count` crops of songs from read_set -> (2, those in `keep`, length): vocals, accomp. Short songs end in silence.
     bend: play each up to this share faster or slower, voice and band together: other keys, other tempos."""
     lengths, crops = np.array([len(pairs) for _, pairs, _ in songs], float), []
-    picks = rng.choice(len(songs), count, p=lengths / lengths.sum())
+    picks, unit = rng.choice(len(songs), count, p=lengths / lengths.sum()), min(2048, length // 128)     # for a fast FFT
     places, speeds = rng.random(count), 1 + bend * rng.uniform(-1, 1, count)
     for pick, place, speed in zip(picks[keep], places[keep], speeds[keep]):
         _, pairs, gains = songs[pick]
-        n = round(length * speed / 2048) * 2048 if bend else length        # lengths with small factors: a fast FFT
+        n = round(length * speed / unit) * unit if bend else length
         start = int(place * max(0, len(pairs) - n + 1))
         crop = torch.from_numpy((pairs[start: start + n] * gains).T)
         crop = F.pad(crop, (0, n - crop.shape[1]))
@@ -150,7 +150,7 @@ def main(argv=None):
     add = parser.add_argument
     add("--data", nargs="+", default=["data/demo"], help="prepared sets (default: data/demo)")
     add("--out", default="runs/demo", help="folder of the run (default: runs/demo)")
-    add("--preset", choices=PRESETS, default="demo", help="size of the model (default: demo)")
+    add("--preset", choices=PRESETS, default="demo", help="size of a new model (default: demo)")
     add("--steps", type=int, default=20000, help="training steps, the length of the schedule (default: 20000)")
     add("--minutes", type=float, help="train this long, whatever the number of steps")
     add("--batch-size", type=int, default=16, help="clips per step, all processes together (default: 16)")
@@ -160,7 +160,7 @@ def main(argv=None):
     add("--every", type=int, default=250, help="steps between validations, samples and saves (default: 250)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     add("--float32", action="store_true", help="never compute in bfloat16, not even where that is faster; --resume: as begun")
-    add("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
+    add("--resume", action="store_true", help="go on from OUT/checkpoint.pt; the other options as before")
     add("--start", metavar="WEIGHTS", help="begin with these instead of at random, as with assets/demo.pt")
     add("--judges", type=float, default=0.33, help="vocoder: the last share of the run that has judges (default: 0.33)")
     add("--vocoder", action="store_true", help="train the vocoder instead, leave the rest as it is in --start")
@@ -171,12 +171,12 @@ def main(argv=None):
 def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # set by torchrun
     mine = slice(rank, None, world)                                        # this process's rows of every batch
-    at_least(args, batch_size=1, steps=1, every=1, minutes=0.01, crop=0.5, lr=1e-9)
+    at_least(args, batch_size=1, steps=1, every=1, minutes=0.01, crop=0.5, lr=1e-9, seed=0)
     args.crop = args.crop or (0.68 if args.vocoder else 43.69)
     demand((args.batch_size % world == 0, f"--batch-size {args.batch_size}: must be a multiple of {world} processes"))
     device = pick_device(args.device)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if world > 1:
@@ -243,7 +243,7 @@ def train(args):
             optimizer.param_groups[0]["lr"] = lr
             vocals, accomp = batch.result().to(device)
             batch = reader.submit(load, step + 1)
-            generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step)
+            generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step & 2 ** 63 - 1)
             draw = task.draw(args.batch_size, vocals.shape[1] // model.cfg.hop_length, generator)
             vocals = augment(vocals, generator, args.batch_size, mine)
             if args.vocoder:                                               # half of the bands: to be ready for real ones
@@ -273,7 +273,7 @@ def train(args):
                 healthy = table.isfinite().all(1)
                 demand((healthy.all(),
                         f"the loss was NaN or infinite at step {step - len(recent) + 1 + healthy.int().argmin()}; "
-                        f"lower --lr ({args.lr:g}) and --resume from the last save"))
+                        f"begin again with a lower --lr ({args.lr:g}) and another --out; --start takes the last save"))
                 norm, *means = table.mean(0).tolist()                      # the device is read once a line
                 last, seconds = seconds, time.time() - began
                 speed = f"lr {lr:.1e}  {seconds / 60:.1f} min  {heard / (seconds - last):.0f} s of audio/s"
