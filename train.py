@@ -37,11 +37,11 @@ def random_crops(songs, rng, count, length, keep=slice(None), bend=0.0):
     """`count` crops of songs from read_set -> (2, those in `keep`, length): vocals, accomp. Short songs end in silence.
     bend: play each up to this share faster or slower, voice and band together: other keys, other tempos."""
     lengths, crops = np.array([len(pairs) for _, pairs, _ in songs], float), []
-    picks, unit = rng.choice(len(songs), count, p=lengths / lengths.sum()), min(2048, length // 128)     # for a fast FFT
+    picks = rng.choice(len(songs), count, p=lengths / lengths.sum())
     places, speeds = rng.random(count), 1 + bend * rng.uniform(-1, 1, count)
     for pick, place, speed in zip(picks[keep], places[keep], speeds[keep]):
         _, pairs, gains = songs[pick]
-        n = round(length * speed / unit) * unit if bend else length
+        n = round(length * speed / 2048) * 2048 if bend else length        # lengths with small factors: a fast FFT
         start = int(place * max(0, len(pairs) - n + 1))
         crop = torch.from_numpy((pairs[start: start + n] * gains).T)
         crop = F.pad(crop, (0, n - crop.shape[1]))
@@ -222,9 +222,9 @@ def train(args):
         f"to train; {len(songs)} songs, {sum(len(pairs) for _, pairs, _ in songs) / Config.sample_rate / 3600:.2f} hours")
     def load(step):
         """Every second batch has clips of a quarter of the length: who brings a few seconds is to be served too."""
-        short = max(1, length // model.frame_length // 4) * model.frame_length
-        rng = np.random.default_rng([args.seed, step])
-        return random_crops(songs, rng, args.batch_size, length if args.vocoder or step % 2 else short, mine, bend=0.06)
+        size = length if args.vocoder or step % 2 else max(1, length // model.frame_length // 4) * model.frame_length
+        rng, bend = np.random.default_rng([args.seed, step]), 0.0 if args.vocoder else 0.06         # slowed, its top is empty
+        return random_crops(songs, rng, args.batch_size, size, mine, bend)
 
     def progress():
         """Share of the run that is done, 0 to 1: by the steps, or by the clock of the first process."""
