@@ -97,7 +97,7 @@ def finish(script, work, stopped=lambda: "stopped"):
         return 130
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Files, written whole or not at all, checkpoints, devices
+# Files, written whole or not at all; checkpoints and devices; levels and sample rates
 @contextmanager
 def writing(path):
     """Around whatever writes: a full disk or a folder without rights becomes a UserError about `path`."""
@@ -153,8 +153,6 @@ def fitting(path):
         reason = " ".join(str(e).split("\n\t")[-1].split())[:150]           # torch's first line says nothing
         raise UserError(f"{path} is damaged or of another version of this program ({reason}); train it again") from None
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Levels and sample rates
 def active_dbfs(wav, sample_rate):
     """RMS level in dBFS (20 log10) over the 100 ms blocks within 40 dB of the loudest; -inf for digital silence."""
     wav = torch.as_tensor(wav)
@@ -502,11 +500,12 @@ class UNet(nn.Module):
 # Vocos; official code: BigVGAN, 112 M parameters). Griffin-Lim begins with random phases. Then both search alike.
 def find_phases(spec, correct, rounds, momentum, cfg):
     """Fast Griffin-Lim (Perraudin et al. 2013): spec (B, n_fft/2 + 1, T) -> waveform (B, T * hop). Most spectra belong to
-    no waveform: go to the nearest one and back, keep its phases, `correct` the magnitudes. Momentum saves many rounds."""
-    wav = ahead = istft(correct(spec), cfg.n_fft, cfg.hop_length)
-    for _ in range(rounds):
+    no waveform: go to the nearest one and back, keep its phases, `correct` the magnitudes (told which share of the rounds is
+    done). Momentum saves many rounds."""
+    wav = ahead = istft(correct(spec, 0), cfg.n_fft, cfg.hop_length)
+    for i in range(rounds):
         last, spec = wav, stft(ahead, cfg.n_fft, cfg.hop_length)
-        wav = istft(correct(spec), cfg.n_fft, cfg.hop_length)
+        wav = istft(correct(spec, (i + 1) / rounds), cfg.n_fft, cfg.hop_length)
         ahead = wav + momentum * (wav - last)
     return wav
 
@@ -516,7 +515,7 @@ def griffin_lim(mel, cfg, iterations=32):
     magnitude = (torch.linalg.pinv(filters) @ mel.exp()).clamp(min=0)      # least squares; a spectrum is not negative
     angle = 2 * math.pi * torch.rand(magnitude.shape[1:], generator=torch.Generator().manual_seed(0)).to(mel.device)
     spec = torch.polar(magnitude, angle.expand_as(magnitude))
-    return find_phases(spec, lambda spec: magnitude * spec / spec.abs().clamp(min=1e-8), iterations, 0.99, cfg)
+    return find_phases(spec, lambda spec, done: magnitude * spec / spec.abs().clamp(min=1e-8), iterations, 0.99, cfg)
 
 class ConvNeXtBlock(nn.Module):
     """Convolution over time, each channel for itself, then a two-layer perceptron per frame (Liu et al. 2022, in 1-D)."""
@@ -538,17 +537,17 @@ def stft_distance(a, b):
     """Waveforms (B, L) -> mean difference of the logarithms of their spectra, in nepers, at three resolutions, (3,)."""
     return torch.stack([F.l1_loss(log_spectrum(a, n_fft), log_spectrum(b, n_fft)) for n_fft in (512, 1024, 2048)])
 
-def match_mel(spec, mel, cfg):
+def match_mel(spec, mel, cfg, power=1):
     """Scale the bins of a spectrogram (B, n_fft/2 + 1, T) so that its mel comes close to mel (B, M, T): a multiplicative
-    update as in non-negative matrix factorisation (Lee & Seung 2001). What no band sees falls silent."""
+    update as in non-negative matrix factorisation (Lee & Seung 2001), to a power. What no band sees falls silent."""
     filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels).to(spec.device)
     spec, want = spec.transpose(1, 2), mel.exp().transpose(1, 2)           # frames first, as they lie in memory
     have = (spec.real.square() + spec.imag.square() + 1e-9).sqrt() @ filters.T
-    return (spec * ((want / have) @ (filters / filters.sum(0).clamp(min=1e-8)))).transpose(1, 2)
+    return (spec * ((want / have) ** power @ (filters / filters.sum(0).clamp(min=1e-8)))).transpose(1, 2)
 
 class Vocoder(nn.Module):
     """log-mel (B, M, T) -> waveform (B, T * hop). The network gives each frame's magnitudes and phases, out of the mel
-    around it; its blocks are passed three times: deeper, not larger. How loud each band is, the mel says last. A steady tone
+    around it; its blocks are passed twice: deeper, not larger. How loud each band is, the mel says last. A steady tone
     has the same mel in every frame, but its phase moves on: phases are given relative to each bin's own rotation, i^(k t),
     and clocks of up to 128 frames let tones between the bins drift."""
 
@@ -559,18 +558,19 @@ class Vocoder(nn.Module):
         self.blocks = nn.Sequential(*[ConvNeXtBlock(C) for _ in range(cfg.vocoder_layers)], ChannelNorm(C))
         self.out = nn.Conv1d(C, cfg.n_fft + 2, 1)
 
-    def forward(self, mel, start=0, rounds=9):
-        """start: which frame of its song mel begins with, an integer or integers (B, 1, 1). rounds: of find_phases."""
+    def forward(self, mel, start=0, rounds=8):
+        """start: which frame of its song mel begins with, an integer or integers (B, 1, 1). rounds: of find_phases, whose
+        corrections grow, up to twofold: going through a waveform undoes a good part of each."""
         time = start + torch.arange(mel.shape[-1], device=mel.device).expand(len(mel), 1, -1)             # (B, 1, T)
         clock = 2 * math.pi * time / torch.tensor([[8], [16], [32], [64], [128]], device=mel.device)      # (B, 5, T)
         x = self.embed(torch.cat([normalise(mel, self.cfg), clock.cos(), clock.sin()], 1))
-        log_magnitude, phase = self.out(self.blocks(self.blocks(self.blocks(x)))).float().chunk(2, 1)
+        log_magnitude, phase = self.out(self.blocks(self.blocks(x))).float().chunk(2, 1)
         magnitude = log_magnitude.clamp(max=7).exp()                       # e^7: a sine of full scale and then some
         turns = time % 4 * (torch.arange(phase.shape[1], device=mel.device)[:, None].float() % 4)        # quarter turns
         spec = torch.polar(magnitude, phase + math.pi / 2 * turns)
-        return find_phases(spec, lambda spec: match_mel(spec, mel, self.cfg), rounds, 0.4, self.cfg)
+        return find_phases(spec, lambda spec, done: match_mel(spec, mel, self.cfg, 1 + done ** 2), rounds, 0.4, self.cfg)
 
-    def long(self, mel, piece=2048, halo=128):
+    def long(self, mel, piece=2048, halo=80):
         """The same for a song, in pieces of 22 s with more to either side than the network sees: no seam exists."""
         return in_pieces(lambda a, b: self(mel[..., a:b], a), mel.shape[-1], piece, halo, self.cfg.hop_length)
 
