@@ -106,7 +106,7 @@ class VocoderTask(nn.Module):
         mel = log_mel(wav, self.cfg)
         amount = (2 * draw["blur"] - 1).clamp(min=0)
         rough = torch.lerp(mel, F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0], 0.5 * amount)
-        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"], draw["start"], rounds=3)         # faster than 9
+        made = self.model.vocoder(rough + 0.2 * amount * draw["noise"], draw["start"], rounds=3)         # faster than 8
         losses = {"mel": 0.3 * F.l1_loss(log_mel(made, self.cfg), mel), "stft": stft_distance(made, wav).mean()}
         if judge is not None:                                              # hinge losses (Lim & Ye 2017), feature matching
             judge = self.judges[judge]
