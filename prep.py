@@ -440,7 +440,7 @@ def find_stems(paths):
     for folder, files in folders.items():
         found, title = [], "/".join(folder.parts[-2:])
         for stem, file in files.items():
-            if match := re.fullmatch(r"(?!no_vocals)(|.+_)(?<!_no_)vocals", stem):        # vocals, NAME_vocals
+            if match := re.fullmatch(r"(?!no_vocals)(|.+_)(?<!_no_)vocals", stem):      # [NAME_]vocals, not [NAME_]no_vocals
                 prefix = match[1]
                 whole, parts, mixture = ([files[prefix + x] for x in names if prefix + x in files] for names in BANDS)
                 complete = all(prefix + x in files for x in ("drums", "bass", "other"))
@@ -478,7 +478,7 @@ def load_stems(song, quiet=-50, longest=4, shortest=5):
     block = SAMPLE_RATE // 10
     power = (np.pad(pair, ((0, 0), (0, -len(vocals) % block))).reshape(2, -1, block) ** 2).mean(2)
     runs = lambda mask: np.flatnonzero(np.diff(np.pad(mask.astype(int), 1))).reshape(-1, 2)         # [(begin, end)] of true
-    keep = np.ones(power.shape[1], bool)
+    keep = np.ones(power.shape[1], bool)                                   # shortest > longest: none is a mere pause
     for begin, end in [run for silent in power < 10 ** (quiet / 10) for run in runs(silent)]:
         keep[begin:end] &= end - begin <= longest * 10
     stretches = [part for begin, end in runs(keep) * block
@@ -530,7 +530,7 @@ def read_set(folder, split, level_dbfs=Config.level_dbfs):
     return songs
 
 def write_set(out, seconds, songs):
-    """songs: (vocals (L,), accompaniment (L,), dict of at least name and split), of `seconds` in all. Writes to
+    """songs: (vocals (L,), accompaniment (L,), dict of at least name and split), of `seconds` in all (0: unknown). Writes to
     `out`.partial and moves it to `out` when all is well. Raises UserError if `out` is a stranger's or its disk full."""
     strange = lambda folder: set(os.listdir(folder)) - set(FILES) if folder.is_dir() else folder.exists()
     out, partial = Path(out), Path(f"{Path(out)}.partial")

@@ -419,6 +419,6 @@ def test_a_delay_is_forgiven_by_the_second_measure_of_rhythm_only(wav=music(96 *
 def test_evaluation_prints_its_table_with_the_ceiling_above_the_floor(files, capsys):
     assert sample.main(sample_args(files, "--evaluate", files / "set")) == 0
     out = capsys.readouterr().out                                          # the harmony of each row
-    true, copy, *_, floor = [float(line[28:].split("±")[0]) for line in out.splitlines() if "±" in line]
-    assert abs(true - 1) < 0.002 and true > copy > floor, out
+    true, copy, generated, *_, floor = [float(line[28:].split("±")[0]) for line in out.splitlines() if "±" in line]
+    assert abs(true - 1) < 0.002 and true > copy > floor and generated > 0, out
     close(sample.frechet(a := np.random.default_rng(0).standard_normal((500, 50)), a + 0.3), 50 * 0.3 ** 2, 1e-6)

@@ -243,7 +243,7 @@ def train(args):
             optimizer.param_groups[0]["lr"] = lr
             vocals, accomp = batch.result().to(device)
             batch = reader.submit(load, step + 1)
-            generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + step & 2 ** 63 - 1)
+            generator = torch.Generator(device).manual_seed((args.seed * 1_000_003 + step) % 2 ** 63)
             draw = task.draw(args.batch_size, vocals.shape[1] // model.cfg.hop_length, generator)
             vocals = augment(vocals, generator, args.batch_size, mine)
             if args.vocoder:                                               # half of the bands: to be ready for real ones
