@@ -1,344 +1,832 @@
 """Play along: solo singing in, accompaniment out.
 
-    python sample.py vocals.wav                         -> out/vocals/accompaniment.wav, mix.wav, mel.png
-    python sample.py a.wav b.flac --takes 3 --seed 7    several songs, three different accompaniments each
-    python sample.py vocals.wav --page                  also out/index.html: listen, mix voice and band, see the pictures
-    python sample.py --evaluate data/demo               how good is it? A table over a set's validation songs
+    python sample.py vocals.wav         writes accompaniment.wav, mix.wav and mel.png to out/vocals
+    python sample.py a.wav b.flac       several songs, each into a folder of its own
+    python sample.py a.wav --takes 3    three different accompaniments
+    python sample.py a.wav --page       also writes out/index.html: listen, mix voice and band
+    python sample.py --evaluate data/demo     a table of quality over a set's validation songs
 
-The accompaniment is as loud as the voice, at the voice's sample rate (24 kHz if that is higher). The last line tells where
-the time went and the real-time factor: seconds of computing per second of music, loading included.
+The accompaniment is as loud as the voice and has the voice's sample rate, but at least 24 kHz. The
+last line tells where the time went, and the real-time factor: seconds of computing per second of
+music. Loading the weights is included; it counts as reading.
 """
+
 import argparse
 import base64
-import html
+import json
+import math
 import os
 import shlex
 import sys
 import time
 import zlib
-from collections import Counter, defaultdict
-from itertools import count
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-try:
-    import resource
-except ImportError:                                                        # Windows counts memory in another way
-    resource = None
-
-from fastsag import (Config, FastSAG, UserError, active_dbfs, at_least, bfloat16_pays, chroma_of, demand, denormalise, finish,
-                     log_mel, music_features, normalise, onset_envelope, resample, stft_distance, write)
+from fastsag import (
+    PATCH,
+    Config,
+    FastSAG,
+    UserError,
+    active_dbfs,
+    bfloat16_pays,
+    chroma_of,
+    denormalise,
+    log_mel,
+    music_features,
+    normalise,
+    onset_envelope,
+    resample,
+    stft_distance,
+    write_file,
+)
 from prep import audio_bytes, read_audio, read_set
 
-WEIGHTS = os.path.join(os.path.dirname(__file__), "assets/demo.pt")
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The picture: what the model heard, expects, and played. A PNG is three zlib-packed chunks; a font is 15 bits a letter.
-FONT = ("7b6f2c9773e772cf5bc979cf79ef72527bef7bcf2bed6bae39236b6e79a779a4396b5bed7497126a5bad4927"
-        "5fed6b6d2b6a6ba42b7b6bad388e74925b6f5b6a5bfd5aad5a9272a7")         # 0-9 A-Z, 3 x 5 dots each, 4 hex digits
-COLOURS = np.array([(0, 0, 10), (60, 15, 110), (170, 45, 110), (245, 125, 60), (255, 250, 180)], float)
+ASSETS = Path(__file__).resolve().parent / "assets"
+DEFAULT_CHECKPOINT = str(ASSETS / "demo.pt")
 
-def png(picture):
-    """(height, width, 3) uint8 -> the bytes of an RGB PNG file."""
-    number = lambda n: n.to_bytes(4, "big")
-    chunk = lambda kind, data: number(len(data)) + kind + data + number(zlib.crc32(kind + data))
-    height, width, _ = picture.shape
-    rows = np.pad(picture.reshape(height, -1), ((0, 0), (1, 0)))           # each row starts with its filter: 0, none
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", number(width) + number(height) + bytes([8, 2, 0, 0, 0]))
-            + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b""))
 
-def write_text(picture, x, y, text):
-    """Draw text (letters and digits) in light grey with its upper left corner at x, y."""
-    for i, letter in enumerate(text):
-        bits = int(FONT[4 * int(letter, 36):][:4], 16) if letter != " " else 0
-        dots = np.array(list(f"{bits:015b}")).reshape(5, 3).repeat(2, 0).repeat(2, 1) == "1"
-        spot = picture[y: y + 10, x + 8 * i:][:, :6]
-        spot[dots[:, : spot.shape[1]]] = 210                               # cut off at the right edge
+# --------------------------------------------------------------------------------------------------
+# One song: read, condition, sample, vocode, write.
 
-def draw(model, vocals, expected, mu, mel, width=1200, inner=210, left=60, gap=26):
-    """The four stages of one song: vocals (1, L) at the model's rate, expected features, mu and mel -> PNG with axes."""
-    cfg, seconds = model.cfg, vocals.shape[-1] / model.cfg.sample_rate
-    mels = lambda hz: 15 + 27 * np.log(hz / 1000) / np.log(6.4) if hz >= 1000 else hz * 3 / 200
-    tones = [(f"{hz}".replace("000", "k"), mels(hz) / mels(cfg.sample_rate / 2) * cfg.n_mels - 0.5)
-             for hz in (200, 500, 1000, 2000, 4000, 8000)]
-    notes = [(name, row + part) for part in (0, 12) for name, row in zip("CEG", (0, 4, 7))]
-    shade = lambda mel: (mel + 1) / 2.3                                    # from dark, 0, to bright, 1
-    panels = [("vocals in hz", shade(normalise(log_mel(vocals, cfg), cfg)), tones),
-              ("expected harmony  bass below  middle above", chroma_of(expected) / 0.7, notes),
-              ("prior mu in hz", shade(mu), tones), ("accompaniment in hz", shade(mel), tones)]
-    picture = np.full(((inner + gap) * len(panels) + gap, width + left + 40, 3), 24, np.uint8)
-    for top, (title, rows, labels) in zip(count(gap, inner + gap), panels):
-        rows = F.interpolate(rows.cpu().float(), width, mode="area")[0].numpy()
-        level = rows[np.arange(inner)[::-1] * len(rows) // inner]          # nearest row; low ones at the bottom
-        colours = [np.interp(level, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]
-        picture[top: top + inner, left: left + width] = np.stack(colours, -1)
-        write_text(picture, left, top - 14, title)
-        for label, row in labels:
-            y = top + inner - 1 - int((row + 0.5) * inner / len(rows))
-            picture[y, left - 5: left] = 210
-            write_text(picture, left - 8 - 8 * len(label), max(top, y - 5), label)
-    step = next((s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if seconds / s <= 12), 1200)
-    for second in range(0, int(seconds) + 1, step):
-        x = left + int(second / seconds * (width - 1))
-        picture[-gap: -gap + 5, x] = 210
-        write_text(picture, x - 4, len(picture) - gap + 9, f"{second} s")
-    return png(picture)
+HARDLY_AUDIBLE = -50  # dBFS: quieter vocals are gained up
+PEAK = 0.99  # of full scale: no file that we write is louder
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Playing along
-def read_vocals(path):
-    """-> mono (L,) without DC offset, sample rate in Hz. Raises UserError for what nobody can accompany."""
-    (wav,), sample_rate = read_audio(path, mono=True)
-    wav = torch.from_numpy(wav - float(wav.mean(dtype=float)))             # in double: a constant must leave nothing
-    level = active_dbfs(wav, sample_rate)
-    demand((len(wav) >= 0.5 * sample_rate,
-            f"{path} is {len(wav) / sample_rate:.2f} s long; at least 0.5 s of singing is needed"),
-           (np.isfinite(level), f"{path} is silent; give a recording in which somebody sings"))
-    if level < -50:
-        up = Config.level_dbfs - level
-        print(f"{path} is hardly audible ({level:.0f} dBFS); gained up by {up:.0f} dB, also in the mix")
-        wav = wav * 10 ** (up / 20)
-    return wav, sample_rate
-
-def play_along(model, path, folder, args, clock, sections):
-    """One song: read, condition, draw, vocode, write, describe in `sections` for --page. Returns its length in seconds."""
-    vocals, sample_rate = read_vocals(path)
-    rate = max(sample_rate, model.cfg.sample_rate)                         # a telephone's voice gets a full band
-    vocals = resample(vocals, sample_rate, rate)
-    name = path.encode(errors="backslashreplace").decode()
-    clock("read")
-    with torch.no_grad():
-        wav, gain = model.prepare(vocals, rate)
-        expected, mu = model.condition(wav)
-        clock("condition")
-        for take in range(args.takes):
-            title, number = f"{os.path.basename(name)} {take + 1}/{args.takes}", f"-{take + 1}" if take else ""
-            bar = lambda steps: tqdm(steps, desc=title, unit="step", disable=None, leave=False)
-            mel = model.sample(mu, expected, args.steps, args.guidance, args.seed + take, bar)
-            clock("diffusion")
-            accomp = model.render(mel, gain, rate, len(vocals), args.vocoder)
-            clock("vocoder")
-            again = (f"python sample.py {shlex.quote(name)} --seed {args.seed + take} --steps {args.steps} "
-                     f"--guidance {args.guidance:g} --vocoder {args.vocoder}")
-            again += f" --checkpoint {shlex.quote(args.checkpoint)}" if args.checkpoint != WEIGHTS else ""
-            pair = np.stack([vocals.numpy(), accomp], 1)
-            pair *= min(1, 0.99 / np.abs(pair.sum(1)).max())               # too loud a mix is turned down, never clipped
-            accomp *= min(1, 0.99 / np.abs(accomp).max())
-            picture = draw(model, wav, expected, mu, mel)
-            write(f"{folder}/accompaniment{number}.wav", audio_bytes(accomp, rate, again))
-            write(f"{folder}/mix{number}.wav", audio_bytes(pair.sum(1), rate, again))
-            write(f"{folder}/mel{number}.png", picture)
-            if args.page:
-                sections.append(section(title, again, pair, rate, picture))
-            clock("write")
-    return len(vocals) / rate
-
-class Clock(Counter):
-    """Adds up the seconds since the last call, at first since `start`, under the name of what was done in them."""
-
-    def __call__(self, name):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self[name] += time.perf_counter() - self.start - self.total()
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The page: one file that plays anywhere. A take is one stereo sound, voice left and band right, so both are always in
-# step; each player hears them through two volumes: vocals 1 and 0, accompaniment 0 and 1, mix as the sliders say.
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>FastSAG plays along</title>
-<style>
-  body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; background: #18181c; color: #ddd }
-  section { margin: 2em 0; border-top: 1px solid #555 } img { width: 100% }
-  label { display: inline-block; margin: 0 1em 1em 0 } audio { display: block; width: 18em }
-</style>
-<h1>FastSAG plays along</h1>
-SECTIONS
-<script>
-  const context = new AudioContext(), players = document.querySelectorAll("audio");
-  for (const player of players) {
-    const take = player.closest("section"), sliders = take.querySelectorAll("input");
-    const split = context.createChannelSplitter(2);
-    player.src = take.dataset.sound;
-    context.createMediaElementSource(player).connect(split);
-    [player.dataset.voice, player.dataset.band].forEach((volume, side) => {
-      const gain = new GainNode(context, {gain: volume ?? sliders[side].value});
-      split.connect(gain, side).connect(context.destination);
-      if (volume === undefined) sliders[side].oninput = event => gain.gain.value = event.target.value;
-    });
-    player.onplay = () => players.forEach(other => other === player ? context.resume() : other.pause());
-  }
-</script></html>
-"""
-
-def section(title, settings, pair, sample_rate, picture):
-    """One take on the page. pair (L, 2): voice and band; at most 24 kHz, for the band has nothing above 12."""
-    rate = min(sample_rate, Config.sample_rate)
-    pair = resample(torch.from_numpy(pair.T), sample_rate, rate).T.numpy()
-    link = lambda kind, data: f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return f"""
-<section data-sound="{link('audio/flac', audio_bytes(pair, rate, settings, 'FLAC'))}">
-  <h2>{html.escape(title)}</h2>
-  <label>vocals <audio controls data-voice="1" data-band="0"></audio></label>
-  <label>accompaniment <audio controls data-voice="0" data-band="1"></audio></label>
-  <label>mix <audio controls></audio></label>
-  <label>voice in the mix <input type="range" min="0" max="1" step="0.01" value="1"></label>
-  <label>band in the mix <input type="range" min="0" max="1" step="0.01" value="1"></label>
-  <p><code>{html.escape(settings)}</code></p>
-  <img alt="what was heard, expected and played" src="{link('image/png', picture)}">
-</section>"""
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Evaluation. Every row is a way to fill the band's place; the floor is another song's band, the ceiling the true one.
-def measure(wav, true, cfg, song):
-    """wav and the true band, (L,) at 24 kHz and the model's level -> dict of measures and the patches for Frechet."""
-    pair = torch.stack([x[: min(len(wav), len(true))] for x in (wav, true)]).cpu()
-    mel = log_mel(pair, cfg)
-    features = chroma_of(music_features(pair, mel, cfg)).clamp(min=0)      # (2, 24, T/4)
-    envelopes = onset_envelope(mel).mean(1)                                # (2, T/4)
-    moved = torch.stack([mel[0].roll(frames, -1) for frames in range(-6, 7)])                  # by up to 64 ms
-    rhythm = torch.corrcoef(torch.cat([envelopes[1:], onset_envelope(moved).mean(1)]))[0, 1:].nan_to_num()
-    sounding = features[1].norm(dim=0) > 0.5                               # where the true band plays
-    result = {"harmony": F.cosine_similarity(*features, dim=0)[sounding].mean(),
-              "rhythm": rhythm[6], "rhythm +-64 ms": rhythm.max()}         # the second: whoever sang how early or late
-    if "chords" in song:
-        when = (torch.arange(envelopes.shape[-1]) + 0.5) * 4 * cfg.hop_length / cfg.sample_rate          # seconds
-        chord = torch.zeros(12, len(when), dtype=torch.bool)
-        for begin, end, tones in song["chords"]:
-            chord[tones] |= (when >= begin) & (when < end)
-        energy = features[0, 12:].square()
-        result["on chord"] = ((energy * chord).sum(0) / energy.sum(0).clamp(min=1e-9))[chord.any(0) & sounding].mean()
-        near = (when[:, None] - torch.tensor(song["beats"])).abs().amin(1) < 0.043
-        result["on beat"] = envelopes[0][near].mean() / envelopes[0][~near].mean()
-    patches = F.avg_pool2d(mel[:1], (4, 1))[0].unfold(-1, 16, 16)          # (25, n, 16): a patch is 171 ms
-    patches = torch.cat([patches.mean(-1), patches.std(-1)]).T             # (n, 50): spectrum and its movement
-    return {name: value.item() for name, value in result.items()}, patches.numpy()
-
-def copy_distances(made, true, cfg):
-    """made, true (1, L): the same band, once out of its mel -> what the vocoder lost: log-STFT distance, log-mel L1 and
-    the sharpness of its onsets, as a share."""
-    mels = log_mel(torch.cat([made, true]), cfg)
-    onsets = onset_envelope(mels).mean(1)                                  # (2, T/4)
-    peaks = onsets.topk(max(1, onsets.shape[-1] // 100)).values.mean(-1)
-    return [stft_distance(made, true).mean().item(), F.l1_loss(*mels).item(), (peaks[0] / peaks[1]).item()]
-
-def frechet(a, b):
-    """Frechet distance between two sets of vectors (n, d), each taken as a Gaussian."""
-    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
-    cross = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).astype(complex)).real.sum()
-    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
 
 @torch.no_grad()
-def evaluate(model, args, clock, longest=30):
-    """Print the table for the validation songs of a prepared set, `longest` seconds of each, and one for the vocoders."""
-    cfg, songs = model.cfg, read_set(args.evaluate, "val", model.cfg.level_dbfs)
-    demand((len(songs) > 1, f"{args.evaluate} has one validation song; a floor needs another song's band, so at least 2"))
-    vocoders = ["neural"] * (model.vocoder is not None) + ["griffinlim"]
-    vocoder = args.vocoder if args.vocoder in vocoders else "griffinlim"
-    rows, patches, copies, seconds = defaultdict(list), defaultdict(list), defaultdict(list), 0.0
-    def load(_, pairs, gains):                                             # (2, L): vocals, accompaniment
-        length = min(len(pairs), longest * cfg.sample_rate) // model.frame_length * model.frame_length
-        return torch.from_numpy(pairs[:length] * gains).T.to(model.device)
+def play_along(model, path, folder, args, stopwatch, page_takes):
+    """Reads one song and writes its accompaniments to `folder`.
 
+    With --page, appends a description of each take to the list `page_takes`. Returns the length of
+    the song in seconds. Raises UserError if the song cannot be used or a file cannot be written.
+    """
+    # Read. At least the model's rate: a telephone recording, too, gets the whole band.
+    vocals, sample_rate = read_vocals(path)
+    rate = max(sample_rate, model.cfg.sample_rate)
+    vocals = resample(vocals, sample_rate, rate)
+    stopwatch.lap("read")
+
+    # Condition: the features and the mean mel to expect of the accompaniment. wav is the vocals at
+    # the model's rate and level; render() takes the gain back.
+    wav, gain = model.prepare(vocals, rate)
+    expected, mu = model.condition(wav)
+    stopwatch.lap("condition")
+
+    for take in range(args.takes):
+        # Sample: every seed gives another accompaniment for the same condition.
+        seed = args.seed + take
+        mel = model.sample(mu, expected, args.steps, args.guidance, seed, progress=True)
+        stopwatch.lap("diffusion")
+
+        # Vocode.
+        accomp = model.render(mel, gain, rate, len(vocals), args.vocoder)
+        stopwatch.lap("vocoder")
+
+        # Write. The mix and the accompaniment are each turned down if they would clip.
+        pair = np.stack([vocals.numpy(), accomp], axis=1)  # (L, 2)
+        pair *= gain_to_fit(pair.sum(axis=1))
+        accomp *= gain_to_fit(accomp)
+        picture = draw_stages(wav, expected, mu, mel, model.cfg)
+        command = command_to_repeat(path, seed, args)
+        suffix = f"-{take + 1}" if take > 0 else ""
+        write_file(f"{folder}/accompaniment{suffix}.wav", audio_bytes(accomp, rate, command))
+        write_file(f"{folder}/mix{suffix}.wav", audio_bytes(pair.sum(axis=1), rate, command))
+        write_file(f"{folder}/mel{suffix}.png", picture)
+        if args.page:
+            title = f"{printable(os.path.basename(path))} {take + 1}/{args.takes}"
+            page_takes.append(describe_take(title, command, pair, rate, picture))
+        stopwatch.lap("write")
+
+    return len(vocals) / rate
+
+
+def read_vocals(path):
+    """Audio file -> mono tensor (L,) without DC offset, and its sample rate in Hz.
+
+    Raises UserError for what cannot be accompanied: no audio, too short, silent.
+    """
+    channels, sample_rate = read_audio(path, mono=True)
+    wav = channels[0]
+    seconds = len(wav) / sample_rate
+    if seconds < 0.5:
+        raise UserError(f"{path} is {seconds:.2f} s long; at least 0.5 s of singing is needed")
+
+    # The mean is taken in double precision, so that a constant signal becomes exact silence.
+    wav = torch.from_numpy(wav - float(wav.mean(dtype=float)))
+    level = active_dbfs(wav, sample_rate)
+    if level == -math.inf:
+        raise UserError(f"{path} is silent; give a recording in which somebody sings")
+
+    if level < HARDLY_AUDIBLE:
+        boost = Config.level_dbfs - level
+        print(
+            f"{path} is hardly audible ({level:.0f} dBFS); "
+            f"gained up by {boost:.0f} dB, also in the mix"
+        )
+        wav = wav * 10 ** (boost / 20)
+    return wav, sample_rate
+
+
+def gain_to_fit(wav):
+    """The factor, at most 1, that keeps every sample of wav (L,) within PEAK."""
+    return PEAK / max(PEAK, np.abs(wav).max())
+
+
+def printable(path):
+    """The path as plain text: bytes of it that are not text are spelled out, as in \\udcff."""
+    return path.encode(errors="backslashreplace").decode()
+
+
+def command_to_repeat(path, seed, args):
+    """The command whose first take is this one. It is kept in the comment of each sound file."""
+    command = (
+        f"python sample.py {shlex.quote(printable(path))} --seed {seed} --steps {args.steps} "
+        f"--guidance {args.guidance:g} --vocoder {args.vocoder}"
+    )
+    if args.checkpoint != DEFAULT_CHECKPOINT:
+        command += f" --checkpoint {shlex.quote(args.checkpoint)}"
+    return command
+
+
+# --------------------------------------------------------------------------------------------------
+# All songs, and where the time went.
+
+
+class Stopwatch:
+    """Adds up the seconds that each kind of work takes, in `seconds`: {name: float}."""
+
+    def __init__(self):
+        self.seconds = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name):
+        """Count the time since the last lap (the first time: since the start) under `name`."""
+        # A GPU works in the background: wait until it has done what was asked of it.
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        elif torch.backends.mps.is_available():
+            torch.mps.synchronize()
+
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def play_all(model, args, stopwatch):
+    """Plays along with every song. Returns True if all went well.
+
+    A song that cannot be used is reported on stderr; the others are played all the same.
+    """
+    music = 0.0  # seconds
+    folders = []
+    page_takes = []
+    all_well = True
+    for path in args.vocals:
+        folder = choose_folder(path, args.out, folders)
+        folders.append(folder)
+        try:
+            music += play_along(model, path, folder, args, stopwatch, page_takes)
+            print(f"{folder}/: accompaniment, mix, picture")
+        except UserError as problem:
+            print(f"sample.py: error: {problem}", file=sys.stderr)
+            all_well = False
+        except (MemoryError, RuntimeError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            print(
+                f"sample.py: error: {path} needs more memory than there is; cut it",
+                file=sys.stderr,
+            )
+            all_well = False
+
+    if page_takes:
+        page = os.path.join(args.out, "index.html")
+        write_file(page, fill_page(page_takes))
+        print(f"{page}: open it in a browser")
+    if music > 0:
+        print_timing(stopwatch, music, model.device)
+    return all_well
+
+
+def choose_folder(path, out, taken):
+    """OUT/NAME for NAME.wav; OUT/NAME-2, OUT/NAME-3, ... if other songs have that name."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    folder = os.path.join(out, name)
+    number = 1
+    while folder in taken:
+        number += 1
+        folder = os.path.join(out, f"{name}-{number}")
+    return folder
+
+
+def is_out_of_memory(problem):
+    """True if an exception says that memory ran out. torch raises a plain RuntimeError on a CPU."""
+    signs = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(problem, MemoryError) or any(sign in str(problem) for sign in signs)
+
+
+def print_timing(stopwatch, music, device):
+    """The last line: seconds by kind of work, precision, threads, memory, real-time factor."""
+    work = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in stopwatch.seconds.items())
+    precision = "bfloat16" if bfloat16_pays(device) else "float32"
+    total = sum(stopwatch.seconds.values())
+    print(
+        f"{work}; {precision} on {device}, {torch.get_num_threads()} threads; "
+        f"peak memory {peak_memory():.0f} MB; "
+        f"{music:.1f} s of music in {total:.2f} s: RTF {total / music:.3f}"
+    )
+
+
+def peak_memory():
+    """The most main memory that this program has held, in MB; 0 where that is not known."""
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # macOS: bytes, Linux: kB
+
+
+# --------------------------------------------------------------------------------------------------
+# The picture: four panels with axes, one for each stage of the signal path, as a PNG file.
+
+# Sizes in pixels, and brightness from 0 to 255
+PANEL_WIDTH = 1200
+PANEL_HEIGHT = 210
+LEFT = 60  # margin for the labels
+RIGHT = 40
+GAP = 26  # above each panel for its title, and below the last for the time axis
+TICK = 5  # length of the marks on the axes
+BACKGROUND = 24  # dark grey
+FOREGROUND = 210  # light grey
+
+# Colours for values from 0 to 1 in equal steps: red, green, blue
+COLOURS = np.array(
+    [(0, 0, 10), (60, 15, 110), (170, 45, 110), (245, 125, 60), (255, 250, 180)], dtype=float
+)
+
+# What the vertical axes show: the frequency of a mel row in Hz, the note of a chroma row
+FREQUENCY_LABELS = {"200": 200, "500": 500, "1k": 1000, "2k": 2000, "4k": 4000, "8k": 8000}
+NOTE_LABELS = [("C", 0), ("E", 4), ("G", 7), ("C", 12), ("E", 16), ("G", 19)]
+TIME_STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)  # seconds between time labels
+MOST_TIME_STEPS = 12
+
+# Letters of 3 x 5 dots, with a column between them
+FONT = {
+    "0123456789": (
+        "### .#. ### ### #.# ### ### ### ### ###",
+        "#.# ##. ..# ..# #.# #.. #.. ..# #.# #.#",
+        "#.# .#. ### .## ### ### ### ..# ### ###",
+        "#.# .#. #.. ..# ..# ..# #.# .#. #.# ..#",
+        "### ### ### ### ..# ### ### .#. ### ###",
+    ),
+    "ABCDEFGHIJKLM": (
+        ".#. ##. .## ##. ### ### .## #.# ### ..# #.# #.. #.#",
+        "#.# #.# #.. #.# #.. #.. #.. #.# .#. ..# #.# #.. ###",
+        "### ##. #.. #.# ##. ##. #.# ### .#. ..# ##. #.. ###",
+        "#.# #.# #.. #.# #.. #.. #.# #.# .#. #.# #.# #.. #.#",
+        "#.# ##. .## ##. ### #.. .## #.# ### .#. #.# ### #.#",
+    ),
+    "NOPQRSTUVWXYZ": (
+        "##. .#. ##. .#. ##. .## ### #.# #.# #.# #.# #.# ###",
+        "#.# #.# #.# #.# #.# #.. .#. #.# #.# #.# #.# #.# ..#",
+        "#.# #.# ##. #.# ##. .#. .#. #.# #.# ### .#. .#. .#.",
+        "#.# #.# #.. ### #.# ..# .#. #.# #.# ### #.# .#. #..",
+        "#.# .#. #.. .## #.# ##. .#. ### .#. #.# #.# .#. ###",
+    ),
+}
+DOT = 2  # a dot of a letter is a square of 2 x 2 pixels
+LETTER_WIDTH = 3 * DOT
+LETTER_HEIGHT = 5 * DOT
+LETTER_STEP = 4 * DOT  # from one letter to the next
+
+
+@dataclass
+class Panel:
+    title: str
+    values: torch.Tensor  # (1, rows, frames): 0 is dark, 1 bright; the first row is at the bottom
+    labels: list  # of (text, row)
+
+
+def draw_stages(vocals, expected, mu, mel, cfg):
+    """The four stages of one song -> the bytes of a PNG file.
+
+    vocals (1, L) at the model's rate; expected features (1, S, T/4); mu and mel (1, M, T),
+    normalised.
+    """
+    mel_vocals = normalise(log_mel(vocals, cfg), cfg)
+    expected_chroma = chroma_of(expected) / 0.7  # two equally strong notes have 0.7 each
+    frequencies = frequency_labels(cfg)
+    panels = [
+        Panel("vocals in Hz", mel_brightness(mel_vocals), frequencies),
+        Panel("expected harmony  bass below  middle above", expected_chroma, NOTE_LABELS),
+        Panel("prior mu in Hz", mel_brightness(mu), frequencies),
+        Panel("accompaniment in Hz", mel_brightness(mel), frequencies),
+    ]
+
+    height = (PANEL_HEIGHT + GAP) * len(panels) + GAP
+    picture = np.full((height, LEFT + PANEL_WIDTH + RIGHT, 3), BACKGROUND, np.uint8)
+    for i, panel in enumerate(panels):
+        draw_panel(picture, GAP + i * (PANEL_HEIGHT + GAP), panel)
+    draw_time_axis(picture, vocals.shape[-1] / cfg.sample_rate)
+    return encode_png(picture)
+
+
+def mel_brightness(mel):
+    """Normalised mel -> brightness: -1, which is close to silence, becomes 0, and 1.3 becomes 1."""
+    return (mel + 1) / 2.3
+
+
+def frequency_labels(cfg):
+    """The labels of a mel axis: [(text, row)]. Row 0 is the lowest band."""
+    top = hz_to_mel(cfg.sample_rate / 2)
+    labels = []
+    for text, hz in FREQUENCY_LABELS.items():
+        row = hz_to_mel(hz) / top * cfg.n_mels - 0.5
+        labels.append((text, row))
+    return labels
+
+
+def hz_to_mel(hz):
+    """Slaney's scale: linear up to 1 kHz, which is mel 15, then 27 mels per factor of 6.4."""
+    if hz < 1000:
+        return hz * 3 / 200
+    return 15 + 27 * np.log(hz / 1000) / np.log(6.4)
+
+
+def draw_panel(picture, top, panel):
+    """Draws title, values and labels of a panel into picture, its upper edge at row `top`."""
+    write_text(picture, LEFT, top - 14, panel.title)
+
+    # Time is averaged to the width of the panel; of the rows, the nearest one is shown.
+    values = F.interpolate(panel.values.cpu().float(), PANEL_WIDTH, mode="area")[0].numpy()
+    rows = len(values)
+    row_of_line = np.arange(PANEL_HEIGHT)[::-1] * rows // PANEL_HEIGHT  # the first line is on top
+    values = values[row_of_line]  # (PANEL_HEIGHT, PANEL_WIDTH)
+
+    steps = np.linspace(0, 1, len(COLOURS))
+    for channel in range(3):
+        colour = np.interp(values, steps, COLOURS[:, channel])
+        picture[top : top + PANEL_HEIGHT, LEFT : LEFT + PANEL_WIDTH, channel] = colour
+
+    for text, row in panel.labels:
+        y = top + PANEL_HEIGHT - 1 - int((row + 0.5) * PANEL_HEIGHT / rows)
+        picture[y, LEFT - TICK : LEFT] = FOREGROUND
+        text_width = LETTER_STEP * len(text)
+        write_text(picture, LEFT - 8 - text_width, max(top, y - LETTER_HEIGHT // 2), text)
+
+
+def draw_time_axis(picture, seconds):
+    """Marks the time below the last panel, which is `seconds` long."""
+    fitting = [step for step in TIME_STEPS if seconds / step <= MOST_TIME_STEPS]
+    step = fitting[0] if fitting else TIME_STEPS[-1]
+
+    bottom = len(picture) - GAP
+    for second in range(0, int(seconds) + 1, step):
+        x = LEFT + int(second / seconds * (PANEL_WIDTH - 1))
+        picture[bottom : bottom + TICK, x] = FOREGROUND
+        write_text(picture, x - 4, bottom + 9, f"{second} s")
+
+
+def write_text(picture, x, y, text):
+    """Writes text (letters, digits, spaces) into picture, its upper left corner at x, y.
+
+    What lies beyond the right edge is cut off.
+    """
+    for letter in text.upper():
+        if letter != " ":
+            spot = picture[y : y + LETTER_HEIGHT, x : x + LETTER_WIDTH]
+            dots = glyph(letter).repeat(DOT, axis=0).repeat(DOT, axis=1)
+            spot[dots[:, : spot.shape[1]]] = FOREGROUND
+        x += LETTER_STEP
+
+
+def glyph(letter):
+    """A capital letter or a digit -> (5, 3) array, True where FONT has a dot."""
+    alphabet = next(letters for letters in FONT if letter in letters)
+    column = 4 * alphabet.index(letter)
+    rows = [list(row[column : column + 3]) for row in FONT[alphabet]]
+    return np.array(rows) == "#"
+
+
+def encode_png(picture):
+    """(height, width, 3) uint8 -> the bytes of an RGB PNG file (ISO/IEC 15948)."""
+    height, width, _ = picture.shape
+    signature = b"\x89PNG\r\n\x1a\n"
+
+    # 8 bits per channel, colour type 2 (RGB), compression 0, filter method 0, not interlaced
+    header = png_number(width) + png_number(height) + bytes([8, 2, 0, 0, 0])
+
+    # Each row of pixels begins with the number of its filter; 0 is none.
+    rows = np.pad(picture.reshape(height, 3 * width), ((0, 0), (1, 0)))
+    pixels = zlib.compress(rows.tobytes(), level=6)
+
+    chunks = [png_chunk(b"IHDR", header), png_chunk(b"IDAT", pixels), png_chunk(b"IEND", b"")]
+    return signature + b"".join(chunks)
+
+
+def png_number(number):
+    """Numbers in a PNG file have four bytes, the highest first."""
+    return number.to_bytes(4, "big")
+
+
+def png_chunk(kind, data):
+    """A part of a PNG file: length, kind (four letters), data, checksum of kind and data."""
+    return png_number(len(data)) + kind + data + png_number(zlib.crc32(kind + data))
+
+
+# --------------------------------------------------------------------------------------------------
+# The page: assets/page.html with the takes filled in. Sounds and pictures are part of it, so it is
+# one file that plays anywhere. A take is one stereo sound, voice left and band right: the two are
+# always in step, and the page mixes them.
+
+
+def describe_take(title, command, pair, sample_rate, picture):
+    """One take as a dict of texts, for the page.
+
+    pair: (L, 2), voice and band. picture: the bytes of a PNG file.
+    """
+    # The sound is FLAC (browsers play it, and it is smaller than WAV) at 24 kHz at most. The band
+    # has nothing above 12 kHz. If the voice has, only mix.wav keeps it.
+    rate = min(sample_rate, Config.sample_rate)
+    sound = resample(torch.from_numpy(pair.T), sample_rate, rate).T.numpy()
+    return {
+        "title": title,
+        "command": command,
+        "sound": data_uri("audio/flac", audio_bytes(sound, rate, command, "FLAC")),
+        "picture": data_uri("image/png", picture),
+    }
+
+
+def data_uri(media_type, data):
+    """Bytes -> a link that holds them itself (RFC 2397)."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def fill_page(takes):
+    """Dicts of describe_take -> the bytes of the page."""
+    template = (ASSETS / "page.html").read_text(encoding="utf-8")
+    # A title with "</script>" in it must not end the script: "<" is written as \u003c.
+    takes_json = json.dumps(takes).replace("<", "\\u003c")
+    return template.replace("TAKES", takes_json).encode("utf-8")
+
+
+# --------------------------------------------------------------------------------------------------
+# Measures. Each compares what stands in the band's place with the true band, at feature frames
+# (43 ms).
+
+ON_BEAT = 0.043  # seconds: an onset this close to a beat is on it
+PLAYING = 0.5  # norm of a chroma frame, 0 in silence and 1.4 at most: above it, the band plays
+
+
+def measure(wav, true, cfg, facts):
+    """All measures of wav against the true band.
+
+    wav, true: (L,) at the model's rate and level. facts: what the prepared set tells of the song;
+    chords and beats are known for demo songs only.
+
+    Returns {name: value}, and the patch statistics of wav for the Frechet distance.
+    """
+    length = min(len(wav), len(true))
+    pair = torch.stack([wav[:length], true[:length]]).cpu()
+    mels = log_mel(pair, cfg)  # (2, M, T)
+    both = chroma_of(music_features(pair, mels, cfg)).clamp(min=0)  # (2, 24, T/4)
+    chroma, true_chroma = both
+    onsets, true_onsets = onset_envelope(mels).mean(1)  # (T/4,) each
+    playing = true_chroma.norm(dim=0) > PLAYING
+
+    result = {
+        "harmony": harmony(chroma[:, playing], true_chroma[:, playing]),
+        "rhythm": rhythm(onsets, true_onsets),
+        "rhythm +-64 ms": rhythm_within_64_ms(mels[0], true_onsets),
+    }
+    if "chords" in facts:
+        frames = torch.arange(len(onsets))
+        times = (frames + 0.5) * PATCH * cfg.hop_length / cfg.sample_rate  # seconds
+        middle = chroma[12:, playing]
+        result["on chord"] = on_chord(middle, chord_tones(facts["chords"], times[playing]))
+        result["on beat"] = on_beat(onsets, facts["beats"], times)
+    return result, patch_statistics(mels[0])
+
+
+def harmony(chroma, true_chroma):
+    """Do the same notes sound? Mean cosine between the columns of two chromas (24, frames)."""
+    return F.cosine_similarity(chroma, true_chroma, dim=0).mean().item()
+
+
+def rhythm(onsets, true_onsets):
+    """Do notes begin at the same time? Correlation of two onset envelopes (frames,)."""
+    correlation = torch.corrcoef(torch.stack([onsets, true_onsets]))[0, 1]
+    return correlation.nan_to_num().item()  # an envelope without any onset: 0
+
+
+def rhythm_within_64_ms(mel, true_onsets):
+    """The highest rhythm that log-mel (M, T) reaches when it is moved by -6 to 6 mel frames.
+
+    A mel frame lasts 10.7 ms. An accompaniment that is early or late by a constant time, as some
+    singers are, reaches as much as one in time.
+    """
+    best = -1.0
+    for shift in range(-6, 7):
+        moved = mel.roll(shift, dims=-1)
+        best = max(best, rhythm(onset_envelope(moved[None])[0].mean(0), true_onsets))
+    return best
+
+
+def chord_tones(chords, times):
+    """[(begin, end, pitch classes)] in seconds -> (12, frames), True for the chord's tones."""
+    tones = torch.zeros(12, len(times), dtype=torch.bool)
+    for begin, end, pitch_classes in chords:
+        during = (times >= begin) & (times < end)
+        for pitch_class in pitch_classes:
+            tones[pitch_class] |= during
+    return tones
+
+
+def on_chord(chroma, tones):
+    """The share of the energy in chroma (12, frames) that lies on the chord's tones.
+
+    tones: (12, frames) of chord_tones. Frames without a chord are left out.
+    """
+    energy = chroma.square()
+    share = (energy * tones).sum(0) / energy.sum(0).clamp(min=1e-9)
+    has_chord = tones.any(0)
+    return share[has_chord].mean().item()
+
+
+def on_beat(onsets, beats, times):
+    """Mean onset strength at the true beats, divided by the mean elsewhere.
+
+    onsets (frames,); beats: seconds; times (frames,): seconds of the frames.
+    """
+    distance = (times[:, None] - torch.tensor(beats)).abs().amin(1)  # to the nearest beat
+    near = distance < ON_BEAT
+    return (onsets[near].mean() / onsets[~near].mean()).item()
+
+
+def patch_statistics(mel):
+    """log-mel (M, T) -> (patches, 50): mean and standard deviation of 25 bands over 171 ms."""
+    bands = F.avg_pool2d(mel[None], (4, 1))[0]  # (25, T)
+    patches = bands.unfold(-1, 16, 16)  # (25, patches, 16)
+    return torch.cat([patches.mean(-1), patches.std(-1)]).T.numpy()
+
+
+def frechet(a, b):
+    """Frechet distance between two sets of vectors (n, d), each taken as a Gaussian.
+
+    |mean_a - mean_b|^2 + trace(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), as in FID (Heusel et al.
+    2017). The trace of the root is the sum of the roots of the eigenvalues.
+    """
+    cov_a = np.cov(a.T)
+    cov_b = np.cov(b.T)
+    eigenvalues = np.linalg.eigvals(cov_a @ cov_b).astype(complex)
+    trace_of_root = np.sqrt(eigenvalues).real.sum()
+
+    between_means = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    return between_means + np.trace(cov_a) + np.trace(cov_b) - 2 * trace_of_root
+
+
+def copy_distances(copy, true, cfg):
+    """What a vocoder loses when it makes the true band (1, L) again out of its mel.
+
+    Returns {name: value}: distance of the log spectra, distance of the log-mels, and how sharp
+    onsets still are: the mean of the strongest hundredth in the copy over that in the original.
+    """
+    mels = log_mel(torch.cat([copy, true]), cfg)
+    onsets = onset_envelope(mels).mean(1)  # (2, T/4)
+    strongest = max(1, onsets.shape[-1] // 100)
+    copy_peak, true_peak = onsets.topk(strongest).values.mean(-1)
+    return {
+        "log-STFT distance": stft_distance(copy, true).mean().item(),
+        "log-mel L1": F.l1_loss(mels[0], mels[1]).item(),
+        "onset sharpness": (copy_peak / true_peak).item(),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# Evaluation: a table over the validation songs of a prepared set. Each row puts something else in
+# the band's place. Another song's band is the floor: it has nothing to do with this song. The true
+# band's mel through the vocoder is the ceiling: a perfect mel reaches that.
+
+LONGEST = 30  # seconds of each song
+TRUE = "true band"
+CEILING = "true band's mel"
+GENERATED = "generated"
+MU = "prior mu alone"
+VOCALS = "the vocals themselves"
+FLOOR = "mismatched (another song's)"
+
+
+@dataclass
+class Results:
+    vocoder: str  # the one that the rows of the table were made with
+    songs: int
+    music: float  # seconds
+    measures: dict  # row -> [{measure: value} of each song]
+    patches: dict  # row -> [array (patches, 50) of each song]
+    distances: dict  # vocoder -> [{distance: value} of each song]
+
+
+@torch.no_grad()
+def evaluate(model, args, stopwatch):
+    """Measures on the validation songs of the set args.evaluate -> Results. Raises UserError."""
+    cfg = model.cfg
+    songs = read_set(args.evaluate, "val", cfg.level_dbfs)
+    if len(songs) < 2:
+        raise UserError(
+            f"{args.evaluate} has one validation song; "
+            "a floor needs another song's band, so at least 2"
+        )
+
+    vocoders = ["griffinlim"] if model.vocoder is None else ["neural", "griffinlim"]
+    vocoder = args.vocoder if args.vocoder in vocoders else "griffinlim"
+
+    music = 0.0
+    measures = defaultdict(list)
+    patches = defaultdict(list)
+    distances = defaultdict(list)
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
-        vocals, true = load(*song)
-        other = load(*songs[(i + len(songs) // 2) % len(songs)])[1]        # half the set away: not the same singer's song
-        true_mel, seconds = log_mel(true[None], cfg), seconds + len(true) / cfg.sample_rate
-        clock("load")
+        # The other song is half the set away: neighbours may have the same singer.
+        other_song = songs[(i + len(songs) // 2) % len(songs)]
+        vocals, true = load_excerpt(song, model)
+        _, other = load_excerpt(other_song, model)
+        music += len(true) / cfg.sample_rate
+        true_mel = log_mel(true[None], cfg)
+        stopwatch.lap("load")
+
         expected, mu = model.condition(vocals[None])
         mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
         generated = model.vocode(denormalise(mel, cfg), vocoder)[0]
-        clock("generated")
-        made = {}
-        for name in vocoders:
-            made[name] = model.vocode(true_mel, name)
-            clock(name)
-            copies[name].append(copy_distances(made[name], true[None], cfg))
-            clock("measure")
-        wavs = {"true band": true, "true band's mel": made[vocoder][0], "generated": generated,
-                "prior mu alone": model.vocode(denormalise(mu, cfg), vocoder)[0], "the vocals themselves": vocals,
-                "mismatched (another song's)": other}
-        for row, wav in wavs.items():
-            result, some = measure(wav, true, cfg, song[0])
-            rows[row].append(list(result.values()))
-            patches[row].append(some)
-        clock("measure")
-    print(f"{args.evaluate}: {len(songs)} songs, {seconds / 60:.1f} minutes; {args.steps} evaluations, guidance {args.guidance:g}, "
-          f"{vocoder}; mean and 95 % interval over songs")
-    print(f"{'':28s}" + "".join(f"{name:>16s}" for name in result) + f"{'Frechet':>10s}")
-    mean = {}
-    for row, values in rows.items():
-        mean[row], half = np.mean(values, 0), 1.96 * np.std(values, 0, ddof=1) / len(values) ** 0.5
-        distance = frechet(*(np.concatenate(patches[name]) for name in (row, "true band")))
-        print(f"{row:28s}" + "".join(f"{m:9.3f} ±{h:5.3f}" for m, h in zip(mean[row], half)) + f"{distance:10.2f}")
-    floor, ceiling = mean["mismatched (another song's)"], mean["true band's mel"]
-    for row in ("generated", "prior mu alone", "the vocals themselves"):
-        closed = 100 * (mean[row] - floor) / (ceiling - floor)
-        print(f"gap closed by {row}: " + ", ".join(f"{name} {c:.0f} %" for name, c in zip(result, closed)))
-    for name, distances in copies.items():
-        distance, l1, sharpness = np.mean(distances, 0)
-        print(f"true bands' mels through {name}: log-STFT distance {distance:.3f}, log-mel L1 {l1:.3f}, onset sharpness "
-              f"{sharpness:.3f}, {seconds / clock[name]:.0f} times real time")
-    print(f"RTF {clock['generated'] / seconds:.3f} ({model.device}, condition, diffusion and vocoder)")
+        stopwatch.lap("generated")
 
-def play_all(model, args, clock):
-    """Each song into its own folder, the page, the last line -> exit status."""
-    seconds, folders, sections, status = 0.0, [], [], 0
-    for path in args.vocals:
-        name = os.path.join(args.out, os.path.splitext(os.path.basename(path))[0])
-        names = [name, *(f"{name}-{number}" for number in range(2, len(folders) + 2))]          # a/vocals.wav, b/vocals.wav
-        folders.append(folder := next(name for name in names if name not in folders))
-        try:
-            seconds += play_along(model, path, folder, args, clock, sections)
-            print(f"{folder}/: accompaniment, mix, picture")
-        except (UserError, MemoryError, RuntimeError) as problem:          # the other songs are not to blame
-            status, known = 2, isinstance(problem, UserError)
-            if isinstance(problem, RuntimeError) and "memory" not in str(problem):
-                raise
-            print("sample.py:", problem if known else f"{path} needs more memory than there is; cut it", file=sys.stderr)
-    if sections:
-        page = os.path.join(args.out, "index.html")
-        write(page, PAGE.replace("SECTIONS", "".join(sections)).encode())
-        print(f"{page}: open it in a browser")
-    if seconds:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
-        memory = peak / (1e6 if sys.platform == "darwin" else 1e3)         # macOS counts in bytes, Linux in kB
-        print(", ".join(f"{name} {t:.2f} s" for name, t in clock.items()),
-              f"{'bfloat16' if bfloat16_pays(model.device) else 'float32'} on {model.device}, "
-              f"{torch.get_num_threads()} threads", f"peak memory {memory:.0f} MB",
-              f"{seconds:.1f} s of music in {clock.total():.2f} s: RTF {clock.total() / seconds:.3f}", sep="; ")
-    return status
+        copies = {}
+        for name in vocoders:
+            copies[name] = model.vocode(true_mel, name)
+            stopwatch.lap(name)
+            distances[name].append(copy_distances(copies[name], true[None], cfg))
+            stopwatch.lap("measure")
+
+        rows = {
+            TRUE: true,
+            CEILING: copies[vocoder][0],
+            GENERATED: generated,
+            MU: model.vocode(denormalise(mu, cfg), vocoder)[0],
+            VOCALS: vocals,
+            FLOOR: other,
+        }
+        facts = song[0]
+        for row, wav in rows.items():
+            values, wav_patches = measure(wav, true, cfg, facts)
+            measures[row].append(values)
+            patches[row].append(wav_patches)
+        stopwatch.lap("measure")
+    return Results(vocoder, len(songs), music, measures, patches, distances)
+
+
+def load_excerpt(song, model):
+    """A song of read_set -> the beginning of its vocals and of its band, (L,) each, as float."""
+    _, pairs, gains = song
+    length = min(len(pairs), LONGEST * model.cfg.sample_rate)
+    length = length // model.frame_length * model.frame_length
+    vocals_and_band = torch.from_numpy(pairs[:length] * gains).T
+    return vocals_and_band.to(model.device)
+
+
+def print_results(results, args, stopwatch, device):
+    """The table; how much of the gap rows close, from 0 % for the floor to 100 % for the ceiling;
+    and a line for each vocoder."""
+    names = list(results.measures[TRUE][0])
+    print(
+        f"{args.evaluate}: {results.songs} songs, {results.music / 60:.1f} minutes; "
+        f"{args.steps} evaluations, guidance {args.guidance:g}, {results.vocoder}; "
+        "mean and 95 % interval over songs"
+    )
+    print(f"{'':28s}" + "".join(f"{name:>16s}" for name in names) + f"{'Frechet':>10s}")
+
+    means = {}
+    true_patches = np.concatenate(results.patches[TRUE])
+    for row, measures in results.measures.items():
+        values = np.array([list(song.values()) for song in measures])  # (songs, measures)
+        means[row] = values.mean(axis=0)
+        interval = 1.96 * values.std(axis=0, ddof=1) / math.sqrt(results.songs)
+        distance = frechet(np.concatenate(results.patches[row]), true_patches)
+        cells = [f"{m:9.3f} ±{half:5.3f}" for m, half in zip(means[row], interval, strict=True)]
+        print(f"{row:28s}" + "".join(cells) + f"{distance:10.2f}")
+
+    for row in (GENERATED, MU, VOCALS):
+        closed = 100 * (means[row] - means[FLOOR]) / (means[CEILING] - means[FLOOR])
+        shares = [f"{name} {share:.0f} %" for name, share in zip(names, closed, strict=True)]
+        print(f"gap closed by {row}: " + ", ".join(shares))
+
+    for vocoder, distances in results.distances.items():
+        averages = []
+        for name in distances[0]:
+            mean = np.mean([song[name] for song in distances])
+            averages.append(f"{name} {mean:.3f}")
+        speed = results.music / stopwatch.seconds[vocoder]
+        print(
+            f"true bands' mels through {vocoder}: {', '.join(averages)}, "
+            f"{speed:.0f} times real time"
+        )
+
+    factor = stopwatch.seconds["generated"] / results.music
+    print(f"RTF {factor:.3f} ({device}, condition, diffusion and vocoder)")
+
+
+# --------------------------------------------------------------------------------------------------
+# The command line
+
+
+def parse_arguments(parser, argv):
+    """The options of the command line; exits with a sentence if one is out of range."""
+    add = parser.add_argument
+    add(
+        "vocals",
+        nargs="*",
+        metavar="VOCALS",
+        help="audio files with solo singing: from 0.5 s on, any rate and channel count",
+    )
+    add("--out", default="out", help="folder to write to (default: out)")
+    add("--checkpoint", default=DEFAULT_CHECKPOINT, help="weights (default: assets/demo.pt)")
+    add("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
+    add(
+        "--guidance",
+        type=float,
+        default=5.0,
+        help="0 to 20. 1: none; more: closer to the voice, less varied (default: 5)",
+    )
+    add("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
+    add("--seed", type=int, default=0, help="of the first take; later takes count on (default: 0)")
+    add(
+        "--vocoder",
+        choices=["neural", "griffinlim"],
+        default="neural",
+        help="neural (default): if the weights hold one, else griffinlim",
+    )
+    add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    add("--page", action="store_true", help="also write OUT/index.html: listen to all takes, mix")
+    add("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")
+
+    # A file called -x.wav is not an option: as ./-x.wav it is the same file.
+    if argv is None:
+        argv = sys.argv[1:]
+    words = []
+    for word in argv:
+        if word.startswith("-") and os.path.isfile(word):
+            word = os.path.join(".", word)
+        words.append(word)
+    args = parser.parse_args(words)
+
+    if bool(args.vocals) == bool(args.evaluate):
+        parser.error("give audio files with singing, or --evaluate DATA")
+    if not 0 <= args.guidance <= 20:
+        parser.error(f"--guidance {args.guidance:g}: must lie between 0 and 20")
+    if args.steps < 1:
+        parser.error(f"--steps {args.steps}: must be at least 1")
+    if args.takes < 1:
+        parser.error(f"--takes {args.takes}: must be at least 1")
+    if args.seed < 0:
+        parser.error(f"--seed {args.seed}: must be at least 0")
+    return args
+
 
 def main(argv=None):
-    clock = Clock()
-    clock.start = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("vocals", nargs="*", help="audio files with solo singing: from 0.5 s on, any rate and channel count")
-    add("--out", default="out", help="folder to write to (default: out)")
-    add("--checkpoint", default=WEIGHTS, help="weights (default: assets/demo.pt)")
-    add("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
-    add("--guidance", type=float, default=5.0, help="1: none; more: closer to the voice, less varied (default: 5)")
-    add("--takes", type=int, default=1, help="different accompaniments per song (default: 1)")
-    add("--seed", type=int, default=0, help="of the first take; the next takes count on (default: 0)")
-    add("--vocoder", choices=["neural", "griffinlim"], default="neural", help="neural: if the weights hold one (default)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
-    add("--page", action="store_true", help="also write OUT/index.html: all takes to listen to and to mix")
-    add("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")
-    words = sys.argv[1:] if argv is None else argv
-    words = [os.path.join(".", word) if word.startswith("-") and os.path.isfile(word) else word for word in words]
-    args = parser.parse_args(words)                                        # a file called -x.wav is no option
+    """Runs the script. Raises SystemExit with status 2 after a user's error, 130 after Ctrl-C."""
+    stopwatch = Stopwatch()
+    parser = argparse.ArgumentParser(
+        prog="sample.py",
+        usage="python sample.py (VOCALS ... | --evaluate DATA) [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    args = parse_arguments(parser, argv)
     if sys.stdout:
-        sys.stdout.reconfigure(errors="backslashreplace")                  # a terminal without emoji
-    def work():
-        demand((bool(args.vocals) != bool(args.evaluate), "give audio files with singing, or --evaluate DATA"),
-               (0 <= args.guidance <= 20, f"--guidance {args.guidance:g}: must lie between 0 and 20"))
-        at_least(args, steps=1, takes=1, seed=0)
-        return (evaluate if args.evaluate else play_all)(FastSAG.load(args.checkpoint, args.device), args, clock)
-    return finish("sample.py", work)
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without emoji
+
+    all_well = True
+    try:
+        model = FastSAG.load(args.checkpoint, args.device)
+        if args.evaluate:
+            results = evaluate(model, args, stopwatch)
+            print_results(results, args, stopwatch, model.device)
+        else:
+            all_well = play_all(model, args, stopwatch)
+    except UserError as problem:
+        parser.error(str(problem))
+    except KeyboardInterrupt:
+        parser.exit(130, "sample.py: stopped; the files written so far are whole\n")
+    if not all_well:
+        parser.exit(2)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
