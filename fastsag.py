@@ -343,7 +343,7 @@ def chroma_of(features):
 
 # --------------------------------------------------------------------------------------------------
 # Beat and bar profile. NOT IN THE PAPER: this part stands in for what MERT, the paper's pretrained
-# model, may know of rhythm. Without it the band falls out of time: the rhythm of mu is halved.
+# model, may know of rhythm. Without it the band falls out of time: the measure of rhythm is halved.
 #
 # Singers are early, late and off the beat. A network needs thousands of steps to discover the
 # steady beat underneath. So we look for the period that fits the singer's onsets best. Then, for
@@ -507,7 +507,7 @@ class RMSNorm(nn.Module):
         """x (B, C, ...); scale (B, C), if given, changes the gain for each example."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         inverse = (norm * x.shape[1] ** -0.5 + 1e-3).reciprocal()
-        gain = self.gain * (1 + scale)
+        gain = self.gain * (1 + scale)  # (C,) or (B, C)
         gain = gain.view(*gain.shape, *[1] * (x.dim() - 2))
 
         # On CUDA, autocast returns norms in float32; what follows stays in the dtype of x.
@@ -564,7 +564,7 @@ class LocalAttention(nn.Module):
         masked = ((i - j).abs() > R) | (j < 0) | (j >= T)
 
         # Written out: on a CPU faster than torch's fused attention with a mask.
-        # -1e4 instead of -inf: padded queries see nothing, and would give NaN.
+        # -1e4 is -inf enough, and safe in every dtype.
         score = (self.head_dim**-0.5 * q) @ k.transpose(-1, -2)  # (B, heads, blocks, R, 3R)
         weight = score.masked_fill(masked, -1e4).softmax(-1).to(v.dtype)
         y = (weight @ v).flatten(2, 3)[:, :, :T]  # (B, heads, T, head_dim)
@@ -795,9 +795,10 @@ class UNet(nn.Module):
 # Preconditioning, loss weight, noise distribution and the formula for the noise levels are those of
 # EDM's Table 1 (column "Ours"). Three things differ:
 #   - The solver is DPM-Solver++(2M): second order like EDM's Heun, but one evaluation per step.
-#   - It starts from mu in noise of sigma 5, not from pure noise of 80. In that much noise, the best
+#   - It starts from mu in noise of sigma 5, not from pure noise of 80. From 80 down to 5, the best
 #     guess is hardly more than the mean, and mu is that mean.
-#   - Guidance acts on the high noise levels only.
+#   - Guidance acts on the high noise levels only, and the first noise is divided by a temperature,
+#     though the network is told sigma_max (Grad-TTS).
 # The official code takes the preconditioning of consistency models, (sigma - sigma_min) for sigma,
 # and 51 Euler steps.
 
@@ -921,7 +922,8 @@ class FastSAG(nn.Module):
         self.denoiser = Denoiser(cfg)
         self.vocoder = None  # a Vocoder(cfg), once one is trained
 
-        # Samples of one frame at the bottom of the U-Net: all lengths are multiples of it.
+        # Samples that one column at the bottom of the U-Net stands for: all lengths are multiples
+        # of it.
         self.frame_length = cfg.hop_length * PATCH * 2 ** (len(cfg.channels) - 1)
 
     @property
@@ -942,8 +944,9 @@ class FastSAG(nn.Module):
             bar = bar * keep_inputs[:, 1:, None]
 
         expected, hidden = self.semantic(features, bar)
-        frames, _ = self.prior(expected, hidden)  # (B, 4 * M, T/4)
-        mu = frames.unflatten(1, (-1, PATCH)).transpose(2, 3).flatten(2)  # (B, M, T)
+        # Each feature frame holds four mel frames: (B, M * 4, T/4) -> (B, M, T/4, 4) -> (B, M, T)
+        frames, _ = self.prior(expected, hidden)
+        mu = frames.unflatten(1, (-1, PATCH)).transpose(2, 3).flatten(2)
         return expected, mu
 
     def draw_randomness(self, batch, frames, generator):
@@ -1003,7 +1006,7 @@ class FastSAG(nn.Module):
     def denoise_song(self, x, sigma, mu, expected, guidance_scale, window=8192, halo=512):
         """The denoised mel of a whole song; on a CPU in windows of 87 s, to save memory.
 
-        The halo of 5.5 s is more than the U-Net sees, so there is no seam.
+        The U-Net sees 392 mel frames to either side (base: 448), so a halo of 512 leaves no seam.
         """
         sigma = torch.full((len(x),), float(sigma), device=x.device)
 
@@ -1021,7 +1024,8 @@ class FastSAG(nn.Module):
         """Draws a normalised mel (B, M, T) for a condition.
 
         Guidance is applied to the high noise levels only, where beat and chords are decided: half
-        of the steps (Kynkaanniemi et al. 2024, arXiv 2404.07724). progress=True shows a bar.
+        of the steps. (Kynkaanniemi et al. 2024, arXiv 2404.07724, leave out the highest, too.)
+        progress=True shows a bar.
         """
         cfg = self.cfg
         sigmas = noise_levels(num_steps, cfg)  # on the CPU: they steer the loop
@@ -1259,14 +1263,18 @@ class Vocoder(nn.Module):
         spec = torch.polar(log_magnitude.exp(), phase + self.rotation(time))
 
         # The mel decides how loud each band is. Going through a waveform undoes a good part of each
-        # correction, so corrections grow from power 1 to power 2.
+        # correction, so corrections grow from power 1 to power 2. Under autocast the products with
+        # the filterbank are in bfloat16, 0.2 % off: later rounds mend that.
         def correct(spec, done):
             return match_mel(spec, mel, self.cfg, power=1 + done**2)
 
         return find_phases(spec, correct, num_rounds, self.MOMENTUM, self.cfg)
 
     def vocode_song(self, mel, piece=2048, halo=80):
-        """The same for a whole song, in pieces of 22 s; the halo is more than the network sees."""
+        """The same for a whole song, in pieces of 22 s.
+
+        The network sees 39 frames to either side (base: 51), the rounds about 26: the halo is more.
+        """
 
         def run(begin, end):
             return self(mel[..., begin:end], start=begin)
@@ -1321,7 +1329,7 @@ def resample(wav, rate_in, rate_out):
     if rate_in == rate_out:
         return wav
 
-    # Odd rates like 44101 Hz become a nearby fraction, at worst 1e-4 off. A small fraction, like
+    # Odd rates become a nearby fraction, at worst 5e-4 off (44101 Hz: 2e-6). A small one, like
     # 1/4, is expanded to 64/256: a convolution is fast only with many output channels.
     ratio = Fraction(rate_out, rate_in).limit_denominator(1000)
     expand = max(1, 64 // ratio.numerator)
@@ -1340,7 +1348,7 @@ def resample(wav, rate_in, rate_out):
 
 
 def pick_device(name="auto"):
-    """"auto" -> cuda, else mps, else cpu. Raises UserError for a device that is not there."""
+    """Name -> torch.device; "auto" is cuda, else mps, else cpu. UserError if it is not there."""
     available = []
     if torch.cuda.is_available():
         available.append("cuda")

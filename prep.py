@@ -37,7 +37,7 @@ from fastsag import Config, UserError, active_dbfs, explain_write_errors, resamp
 
 SAMPLE_RATE = Config.sample_rate  # Hz
 FORMAT = 1  # version of a prepared set
-FILES = ("train.bin", "val.bin", "meta.json")  # of a prepared set
+FILES = ("train.bin", "val.bin", "meta.json")  # of a prepared set; meta.json is moved last
 
 
 # --------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ class Song:
 
     group: str  # songs of a group are all for training or all for validation; a singer, if known
     name: str
-    piece: str  # takes the place of the group if there is only one singer
+    piece: str  # a finer group, for sets in which all songs have the same singer (load_songs)
     vocals: Path  # in MIR-1K: the first clip
     accompaniment: Accompaniment = None
     clips: list = field(default_factory=list)  # MIR-1K only, in order
@@ -192,7 +192,7 @@ def some_stems(files, prefix):
     return Accompaniment(present(files, prefix, ["drums", "bass", "other", "guitar", "piano"]))
 
 
-# The first that fits is taken.
+# The first that fits is taken: a whole accompaniment before a mixture, some of the stems last.
 LAYOUTS = [
     demucs_two_stems,
     name_accompaniment,
@@ -208,7 +208,7 @@ def vocals_prefix(stem):
         return ""
 
     is_vocals = stem.endswith("_vocals") and stem != "_vocals"
-    is_band = stem.startswith("no_vocals") or stem.endswith("_no_vocals")
+    is_band = stem.startswith("no_vocals") or stem.endswith("_no_vocals")  # end in _vocals, too
     if is_vocals and not is_band:
         return stem.removesuffix("vocals")
     return None
@@ -343,7 +343,7 @@ LONGEST_PAUSE = 4  # seconds; longer pauses are cut out
 SHORTEST_STRETCH = 5  # seconds; longer than LONGEST_PAUSE, or a stretch could be one pause
 
 
-def read_clips(paths):
+def join_clips(paths):
     """Clips of MIR-1K, joined -> vocals (L,), accompaniment (L,), rate."""
     clips = []
     first_rate = None
@@ -369,7 +369,7 @@ def at_sample_rate(wav, rate):
 def read_pair(song):
     """Song -> (2, L) float32 at SAMPLE_RATE: vocals, accompaniment; one gain for both, peak 0.9."""
     if song.clips:
-        vocals, accomp, rate = read_clips(song.clips)
+        vocals, accomp, rate = join_clips(song.clips)
         waves = [at_sample_rate(vocals, rate), at_sample_rate(accomp, rate)]
     else:
         waves = []
@@ -447,6 +447,7 @@ def load_songs(songs, skipped, val, seed):
 
     usable = set()
     for song in tqdm(songs, unit="song", disable=None):
+        # Usable groups before this one: none, training; up to num_val, validation; more, training.
         num_before = len(usable - {song.group})
         split = "val" if 1 <= num_before <= num_val else "train"
         try:

@@ -95,7 +95,7 @@ def play_along(model, path, folder, args, stopwatch, page_takes):
 
         # Write. The mix and the accompaniment are each turned down if they would clip.
         pair = np.stack([vocals.numpy(), accomp], axis=1)  # (L, 2)
-        pair *= gain_to_fit(pair.sum(axis=1))
+        pair *= min(gain_to_fit(pair.sum(axis=1)), gain_to_fit(pair))  # the page plays both sides
         accomp *= gain_to_fit(accomp)
         picture = draw_stages(wav, expected, mu, mel, model.cfg)
         command = command_to_repeat(path, seed, args)
@@ -139,7 +139,7 @@ def read_vocals(path):
 
 
 def gain_to_fit(wav):
-    """The factor, at most 1, that keeps every sample of wav (L,) within PEAK."""
+    """The factor, at most 1, that keeps every sample of wav within PEAK."""
     return PEAK / max(PEAK, np.abs(wav).max())
 
 
@@ -257,7 +257,8 @@ def peak_memory():
 
 
 # --------------------------------------------------------------------------------------------------
-# The picture: four panels with axes, one for each stage of the signal path, as a PNG file.
+# The picture: four panels with axes, one for each stage of the signal path, as a PNG file. All by
+# hand, so that no plotting package is needed; this part may be skipped.
 
 # Sizes in pixels, and brightness from 0 to 255
 PANEL_WIDTH = 1200
@@ -499,7 +500,7 @@ def measure(wav, true, cfg, facts):
     length = min(len(wav), len(true))
     pair = torch.stack([wav[:length], true[:length]]).cpu()
     mels = log_mel(pair, cfg)  # (2, M, T)
-    both = chroma_of(music_features(pair, mels, cfg)).clamp(min=0)  # (2, 24, T/4)
+    both = chroma_of(music_features(pair, mels, cfg)).clamp(min=0)  # (2, 24, T/4); 0, not -1e-8
     chroma, true_chroma = both
     onsets, true_onsets = onset_envelope(mels).mean(1)  # (T/4,) each
     playing = true_chroma.norm(dim=0) > PLAYING
@@ -537,7 +538,7 @@ def rhythm_within_64_ms(mel, true_onsets):
     """
     best = -1.0
     for shift in range(-6, 7):
-        moved = mel.roll(shift, dims=-1)
+        moved = mel.roll(shift, dims=-1)  # what leaves at one end comes in at the other
         best = max(best, rhythm(onset_envelope(moved[None])[0].mean(0), true_onsets))
     return best
 
@@ -707,7 +708,7 @@ def print_results(results, args, stopwatch, device):
     names = list(results.measures[TRUE][0])
     print(
         f"{args.evaluate}: {results.songs} songs, {results.music / 60:.1f} minutes; "
-        f"{args.steps} evaluations, guidance {args.guidance:g}, {results.vocoder}; "
+        f"{args.steps} steps, guidance {args.guidance:g}, {results.vocoder}; "
         "mean and 95 % interval over songs"
     )
     print(f"{'':28s}" + "".join(f"{name:>16s}" for name in names) + f"{'Frechet':>10s}")
@@ -757,7 +758,7 @@ def parse_arguments(parser, argv):
     )
     add("--out", default="out", help="folder to write to (default: out)")
     add("--checkpoint", default=DEFAULT_CHECKPOINT, help="weights (default: assets/demo.pt)")
-    add("--steps", type=int, default=8, help="network evaluations of the diffusion (default: 8)")
+    add("--steps", type=int, default=8, help="steps of the diffusion (default: 8)")
     add(
         "--guidance",
         type=float,

@@ -8,9 +8,9 @@
     python train.py --vocoder --start runs/demo/best.pt --out runs/vocoder       train its vocoder
     torchrun --nproc_per_node=8 train.py --batch-size 128       8 GPUs share the 128 clips of a step
 
-OUT/checkpoint.pt holds everything that sampling and resuming need, OUT/best.pt the weights with the
-lowest validation loss so far. OUT/sample.wav is what the model plays (left) to a validation song
-(right). All are written every --every steps.
+Every --every steps these are written: OUT/checkpoint.pt, which holds everything that sampling and
+resuming need; OUT/best.pt, if the validation loss was never lower; OUT/sample.wav, what the model
+plays (left) to a validation song (right).
 """
 import argparse
 import copy
@@ -60,12 +60,13 @@ START_AGAIN = "begin again with a lower --lr and another --out; --start takes th
 
 
 # --------------------------------------------------------------------------------------------------
-# The run. Everything else in this file is a part of it, in the order of its use.
+# The run. Its parts follow: data, state, validation, the vocoder's losses, what is
+# printed, the machine, the command line.
 
 
 def train(args):
     device, rank, world = set_up_device(args.device)
-    rows = slice(rank, None, world)  # this process's share of every batch
+    rows = slice(rank, None, world)  # this process's part of every batch: of 2, clips 0, 2, 4, ...
     every = args.every or (1000 if device.type == "cuda" else 250)
     if args.batch_size % world != 0:
         raise UserError(f"--batch-size {args.batch_size}: must be a multiple of {world} processes")
@@ -85,7 +86,7 @@ def train(args):
         os.makedirs(args.out, exist_ok=True)
     say(start_message(run, device, world, songs))
     compiled = device.type == "cuda" if args.compile is None else args.compile
-    if compiled and not args.vocoder:
+    if compiled and not args.vocoder:  # a vocoder spends half of its time in FFTs
         say(compile_networks(run.model, device))
     parallel = run.task
     if world > 1:
@@ -119,9 +120,9 @@ def train(args):
         due = run.step % every == 0 or share >= 1
         if due or run.step % LOG_EVERY == 0:
             say(log.line(run.step, losses, lr))
-        if due and rank == 0:
+        if due and rank == 0:  # the others wait for it in their next step
             say(save_and_validate(run, val_songs, reader.long_clip))
-            log.begin_line()  # the next line is not to count this time
+            log.begin_line()  # the next line does not count this time
 
     bar.close()
     reader.close()
@@ -143,7 +144,7 @@ def prepare_inputs(run, clips, length, rows, generator):
 
     vocals = augment(vocals, generator, args.batch_size, rows)
     if args.vocoder:
-        # Half of the bands are filtered, so that real ones hold no surprise.
+        # Half of the clips that VocoderTask takes from bands are filtered: real bands are, too.
         filtered = augment(accomp, generator, args.batch_size, rows)
         accomp = torch.where(randomness["mix"] < 0.4, filtered, accomp)
     return vocals, accomp, randomness
@@ -285,7 +286,7 @@ class Reader:
     def load(self, step):
         """The batch of a step -> Clips, and the length that they are to have."""
         rng = np.random.default_rng([self.args.seed, step])
-        length = self.long_clip if step % 2 == 1 else self.short_clip
+        length = self.short_clip if step % 2 == 0 else self.long_clip
         speed_range = SPEED_RANGE
         if self.args.vocoder:
             length = self.long_clip
@@ -332,7 +333,7 @@ class Run:
             model.vocoder = Vocoder(model.cfg)
         for name, weight in model.named_parameters():
             is_vocoder = name.startswith("vocoder.")
-            weight.requires_grad_(is_vocoder == args.vocoder)
+            weight.requires_grad_(is_vocoder if args.vocoder else not is_vocoder)
 
         self.model = model.to(device).train()
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -420,7 +421,7 @@ class Run:
         gradient scaler uses it in the same way), so the host need not wait for the answer. On mps,
         which ignores found_inf, it has to.
         """
-        sum(loss.mean() for loss in losses.values()).backward()
+        sum(loss.mean() for loss in losses.values()).backward()  # the diffusion loss is per example
         norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
 
         lr = learning_rate(self.args, self.step, share)
@@ -655,7 +656,8 @@ class Log:
 
     def line(self, step, names, lr):
         """What happened since the last line, as text. Raises UserError if training broke down."""
-        # One row per step. Losses that came in later (discriminators) are 0 before.
+        # One row per step, a mean over all processes. Losses that join in the middle of a line,
+        # with the discriminators, count as 0 before.
         table = nn.utils.rnn.pad_sequence(self.rows, batch_first=True) / self.world
         if self.world > 1:
             dist.all_reduce(table)

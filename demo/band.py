@@ -24,7 +24,7 @@ BASS_REGISTER = 29  # MIDI: lowest note of the bass, an F
 # Instruments and drums
 
 
-Range = object  # (from, to), or a single number
+Range = tuple | float  # (from, to), or a single number
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def tone(rng, midi, seconds, timbre):
     overtones = timbre.overtones[: int(HIGHEST_OVERTONE / freq)]
     wave = timbre.puff * np.exp(-60 * t) * rng.standard_normal(len(t))
 
-    # High notes die away faster. All timbres are equally loud.
+    # High notes die away faster. All strings are equally loud.
     fade = np.exp(-timbre.decay * (freq / 260) ** 0.4 * t)
     fade = fade / np.sqrt(np.sum(np.abs(overtones) ** 2))
 
@@ -474,7 +474,8 @@ def events_of(rng, part, first_beat, meter, force):
 def play(rng, band, score):
     """All events of a song, bar by bar: a generator of Event.
 
-    The caller draws from the same rng between two events.
+    The caller draws from the same rng between two events. So a list of the events, made first,
+    would give another song.
     """
     plans = draw_plans(rng)
     bars = score.bars
@@ -485,6 +486,7 @@ def play(rng, band, score):
         begins = bar.section != previous_bar.section
         ends = bar.section != next_bar.section
 
+        # A fill is drawn even if no drums play: what is drawn later does not depend on it.
         drums = drum_parts(rng, band, score.style, plan.cymbal, begins, ends)
 
         parts = [chord_part(band, score.style, bar), bass_part(band, score.style, bar)]

@@ -87,7 +87,7 @@ SUNG = {
 # The form of every song. It is repeated until the song is long enough.
 FORM = ["intro", "verse", "chorus", "gap", "verse", "chorus", "bridge", "chorus"]
 
-# Where in the form a song may begin: mostly at the intro, or at the gap, the verse, the chorus.
+# Where in the form a song may begin: most often at the intro, or at the gap, the verse, a chorus.
 FIRST_SECTIONS = [0, 0, 0, 3, 3, 1, 5]
 
 STRONG_BEATS = {3: (0,), 4: (0, 2)}  # beats per bar: the strong ones, counted from 0
@@ -97,7 +97,7 @@ STRONG_BEATS = {3: (0,), 4: (0, 2)}  # beats per bar: the strong ones, counted f
 class Rhythm:
     """The habits that make a motif's rhythm."""
 
-    groove: str  # the band's pattern of chords: singers lean on it
+    groove: str  # the band's pattern of chords in verse and chorus: singers lean on it
     upbeat: float  # beats by which a phrase begins before its bar
     syncopation: float  # how much less likely a note on the beat is
     density: float  # of the notes, 0 to 1
@@ -164,7 +164,11 @@ def nearest_chord_tone(ladder, place, chord):
 
 
 def felt_beat(note):
-    """The beat on which a listener counts a note: a syncopated one stands for the next beat."""
+    """The beat on which a listener counts a note.
+
+    A note that begins between two beats and is held into the next one counts as that beat. The
+    0.01: a note that ends on a beat does not reach it.
+    """
     next_beat = np.ceil(note.onset)
     end = note.onset + note.beats - 0.01
     return max(note.onset, min(next_beat, end))
@@ -217,7 +221,10 @@ def write_melody(rng, chords, scale, low, high, meter, loudness, rhythm):
 
 
 def write_chords(rng, mode, scale, bar_seconds):
-    """[chord], one per bar: a loop of the mode, repeated to 8 bars; to 4 if bars are long."""
+    """[chord], one per bar: a loop of the mode, repeated to 8 bars (4 if bars are long).
+
+    A loop that is longer stands once.
+    """
     loop = rng.choice(mode.loops)
 
     chords = []

@@ -50,7 +50,7 @@ class Note:
 class Bar:
     """A bar has one chord."""
 
-    section: str  # intro, verse, chorus, bridge or gap
+    section: str  # intro, verse, chorus, bridge, or gap, in which nobody sings
     chord: list
 
 

@@ -4,8 +4,8 @@ A voice is a source (pulses of the vocal folds, and noise) that passes a filter 
 mouth and throat, called formants). The source carries the melody; the filter tells which vowel it
 is, and whose voice. Both change every 5 ms:
 
-    Score -> Curves         perform: each note is written at its place
-          -> Performance    smooth_curves: glides, vibrato, unsteadiness
+    Score -> Curves         perform, first: each note is written at its place
+          -> Performance    perform, then: glides, vibrato, unsteadiness (smooth_curves)
           -> wave           sing: source times filter
           -> recording      record_vocals: room, microphone, noise
 """
@@ -23,7 +23,7 @@ WINDOW = 512  # samples
 FRAME_RATE = SAMPLE_RATE / HOP  # 187.5 frames per second
 
 NUM_VOICES = 480
-VOICES_PER_HEIGHT = 8  # voices 0-7 are the lowest, voices 472-479 the highest
+VOICES_PER_HEIGHT = 8  # voices 0-7 are the lowest; one of eight is for validation (song.py)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Curves:
         self.pitch = np.full(frames, 60.0)  # MIDI
         self.loud = np.zeros(frames)  # amplitude of the voice
         self.vibrato = np.zeros(frames)  # share of the singer's vibrato
-        self.noise = np.zeros(frames)  # amplitude of consonants and breath
+        self.noise = np.zeros(frames)  # amplitude of consonants and of breathing in
         self.noise_hz = np.full(frames, 2000.0)  # centre of that noise
         self.formants = np.full((frames, 2), (NEUTRAL.f1, NEUTRAL.f2))  # whole Hz
 
@@ -252,7 +252,7 @@ class Performance:
 
     f0: np.ndarray  # (T,) Hz: the fundamental frequency
     loud: np.ndarray  # (T,) amplitude of the voice
-    noise: np.ndarray  # (T,) amplitude of the consonants
+    noise: np.ndarray  # (T,) amplitude of consonants and of breathing in
     noise_hz: np.ndarray  # (T,) its centre
     formants: np.ndarray  # (5, T) Hz
 
@@ -270,7 +270,7 @@ def smooth_curves(rng, curves, voice):
     num_frames = len(curves.pitch)
 
     def wander(width):
-        """A random curve (T,), mostly between -1 and 1; slower for a larger width (frames)."""
+        """A random curve (T,) with a standard deviation of about 1.1; slower for a larger width."""
         return smooth(rng.standard_normal(num_frames), width) * np.sqrt(width)
 
     vibrato_rate = voice.vibrato_rate + 0.4 * wander(80)
@@ -345,14 +345,14 @@ def sing(rng, voice, score, seconds):
     pulses, hiss = stft(source, WINDOW, HOP).numpy()  # (bins, T) each
     freqs = np.linspace(0, SAMPLE_RATE / 2, len(pulses)).astype(np.float32)[:, None]  # Hz
 
-    # The noise of breath takes the colour of the vowel. That of a consonant has its own centre, and
-    # half the amplitude a third of the centre away from it.
+    # Breathiness takes the colour of the vowel, and adds a little hiss at the top. The noise of a
+    # consonant has its own centre, and half the amplitude a third of the centre away from it.
     vowel = resonances(voice, performance.formants, freqs)
-    breath = np.float32(decibels(voice.breath)) * (vowel + 0.1 * freqs / 12000)
+    breathiness = np.float32(decibels(voice.breath)) * (vowel + 0.1 * freqs / 12000)
     consonant = performance.noise / (1 + (3 * freqs / performance.noise_hz - 3) ** 2)
 
     voiced = pulses * vowel * performance.loud
-    unvoiced = hiss * (breath * performance.loud + consonant)
+    unvoiced = hiss * (breathiness * performance.loud + consonant)
     spectrum = torch.from_numpy(voiced + unvoiced)[None]
     wave = istft(spectrum, WINDOW, HOP)[0].numpy()
     return wave[: int(seconds * SAMPLE_RATE)]

@@ -42,7 +42,7 @@ def annotate(score, seconds):
         return score.seconds(beats).clip(0, seconds).round(4).tolist()
 
     num_bars = len(score.bars)
-    beats = times(np.arange(-4, num_bars * score.meter))
+    beats = times(np.arange(-4, num_bars * score.meter))  # some lie before the first bar line
     bar_lines = times(np.arange(num_bars + 1) * score.meter)
 
     chords = []
@@ -78,7 +78,7 @@ def make_song(job):
 
     band_level = -20 + np.clip(casting.normal(0, 2), -4, 4)  # dBFS; the singer's is -20
     accomp = at_level(accomp, band_level)
-    gain = 0.9 / max(np.abs(vocals).max(), np.abs(accomp).max())
+    gain = 0.9 / max(np.abs(vocals).max(), np.abs(accomp).max())  # one for both: the balance stays
 
     facts = {"name": f"demo-{job.index:05d}", "split": job.split}
     facts |= annotate(score, job.seconds)

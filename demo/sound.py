@@ -54,7 +54,7 @@ def record(rng, wave, room):
     tail = tail / np.sqrt(np.sum(tail**2))
 
     size = math.ceil((len(wave) + length) / FFT_SIZE) * FFT_SIZE
-    freqs = np.fft.rfftfreq(size, 1 / SAMPLE_RATE).astype(np.float32) + 1
+    freqs = np.fft.rfftfreq(size, 1 / SAMPLE_RATE).astype(np.float32) + 1  # 0 Hz has no logarithm
     gain = filter_response(rng, room, freqs)
     reverberation = np.fft.rfft(tail, size) / (1 + freqs / 4000)  # walls swallow high frequencies
 
