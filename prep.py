@@ -3,6 +3,7 @@
     python prep.py                                   demo songs, made by demo/ -> data/demo
     python prep.py --songs 8 --seed 1 --out data/x   a handful, to try things out
     python prep.py PATH ... --out data/mine          your own stems, found in folders
+    python prep.py --scores FILE.jsonl ...           demo songs of melodies and chords from files
 
 Layouts of stems that are recognised, in WAV, FLAC, OGG, MP3 or AIFF, at any sample rate:
 
@@ -32,6 +33,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from demo.lead_sheet import read_lead_sheets, styles_of
 from demo.song import make_songs
 from fastsag import Config, UserError, active_dbfs, explain_write_errors, resample
 
@@ -474,6 +476,40 @@ def load_songs(songs, skipped, val, seed):
 
 
 # --------------------------------------------------------------------------------------------------
+# Reading lead sheets: the format is explained in demo/lead_sheet.py.
+
+
+def load_sheets(paths):
+    """Files -> [LeadSheet]. Prints why lines were skipped. Raises UserError if all of them were."""
+    sheets = []
+    skipped = []
+    for path in paths:
+        found, reasons = read_lead_sheets(path)
+        sheets += found
+        skipped += reasons
+
+    for reason in skipped:
+        print(f"prep.py: skipped: {reason}", file=sys.stderr)
+
+    # These are no mistakes, and there may be hundreds.
+    playable = [sheet for sheet in sheets if styles_of(sheet.meter)]
+    num_others = len(sheets) - len(playable)
+    if num_others:
+        print(
+            f"prep.py: skipped: songs in a meter that no style of the band has: {num_others}",
+            file=sys.stderr,
+        )
+
+    if not playable:
+        raise UserError(
+            f"no usable lead sheet in {', '.join(paths)}; the format is explained in "
+            f"demo/lead_sheet.py"
+        )
+    print(f"lead sheets: {len(playable)}, skipped: {len(skipped) + num_others}")
+    return playable
+
+
+# --------------------------------------------------------------------------------------------------
 # Prepared sets
 
 
@@ -627,8 +663,14 @@ def make_parser():
         help="folders (or files) of stems; none: make demo songs",
     )
     parser.add_argument(
+        "--scores",
+        nargs="+",
+        metavar="FILE",
+        help="demo: take melodies and chords from these files, JSON Lines, one song a line",
+    )
+    parser.add_argument(
         "--out",
-        help="folder to make (default: data/demo, or data/mine for stems)",
+        help="folder to make (default: data/demo; data/scores with --scores; data/mine for stems)",
     )
     parser.add_argument(
         "--seed",
@@ -671,6 +713,8 @@ def make_parser():
 
 def check_options(parser, args):
     """Exits with a sentence if an option is out of range."""
+    if args.paths and args.scores:
+        parser.error(f"--scores beside {args.paths[0]}: give lead sheets or stems, not both")
     if args.songs < 2:
         parser.error(f"--songs {args.songs}: must be at least 2, one of them for validation")
     if not args.seconds >= 8:  # refuses NaN, too
@@ -695,6 +739,12 @@ def main(argv=None):
             songs, skipped = find_songs(args.paths)
             pairs = load_songs(songs, skipped, args.val, args.seed)
             write_set(args.out or "data/mine", 0, pairs)
+        elif args.scores:
+            sheets = load_sheets(args.scores)
+            songs = make_songs(
+                args.seed, args.songs, args.val_songs, args.seconds, args.workers, sheets
+            )
+            write_set(args.out or "data/scores", args.songs * args.seconds, songs)
         else:
             songs = make_songs(args.seed, args.songs, args.val_songs, args.seconds, args.workers)
             write_set(args.out or "data/demo", args.songs * args.seconds, songs)

@@ -1,5 +1,14 @@
-"""The tests: python -m pytest -q. A minute or two on two cores, less with -m "not slow"; needs pytest besides the packages.
-Right is what equals something independent: stored librosa numbers, torch, closed forms, a plain formula in here."""
+"""The tests: python -m pytest -q
+
+Three minutes on two cores, one with -m "not slow"; they need pytest besides the packages. What is
+right is known from elsewhere: stored librosa numbers, torch, closed forms, a plain formula in here.
+The order is that of the code: fastsag.py from top to bottom, demo/, prep.py, train.py, sample.py.
+"""
+import argparse
+import contextlib
+import copy
+import functools
+import io
 import math
 import multiprocessing
 import os
@@ -13,50 +22,94 @@ import time
 import urllib.request
 import warnings
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
 
 import fastsag
 import prep
 import sample
 import train
-from fastsag import Config, FastSAG, PRESETS, UserError
+from fastsag import PRESETS, Config, FastSAG, UserError, load_checkpoint
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 0)) or min(2, os.cpu_count()))
-warnings.filterwarnings("ignore", "Unknown pytest.mark.slow")             # no configuration file to register it in
-CFG, TINY, RATE = Config(), PRESETS["tiny"], Config.sample_rate
+
+# There is no configuration file to register the marker in.
+warnings.filterwarnings("ignore", "Unknown pytest.mark.slow")
+
+CFG = Config()
+TINY = PRESETS["tiny"]
+RATE = CFG.sample_rate
+META = torch.device("meta")  # tensors with a shape, but without values
+
+
+# --------------------------------------------------------------------------------------------------
+# Helpers: numbers and sounds
+
 
 def close(actual, expected, atol, what=""):
-    actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol, msg=lambda text: f"{what}: {text}")
+    """Asserts that no value of two arrays, tensors or lists differs by more than atol."""
 
-noise = lambda *shape, seed=0: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-corr = lambda a, b: np.corrcoef(np.asarray(a, float), np.asarray(b, float))[0, 1]
-weights = lambda path: torch.cat([weight.flatten() for part in fastsag.load_checkpoint(path).values()
-                                  if isinstance(part, dict) for weight in part.values() if torch.is_tensor(weight)])
-prep_args = lambda out, workers=2: f"--songs 8 --seconds 8 --out {out} --workers {workers}".split()
-train_args = lambda files, out, more="--device cpu --float32 --steps 20 --every 20": (
-    f"--preset tiny --batch-size 2 --crop 2.05 --data {files}/set --out {out} {more}".split())
-sample_args = lambda files, *more: [*f"--steps 2 --device cpu --checkpoint {files}/tiny.pt".split(), *map(str, more)]
+    def explain(text):
+        return f"{what}: {text}"
 
-sine = lambda hz, seconds=1.0, rate=RATE, amplitude=0.5, phase=0.0: (
-    amplitude * torch.sin(2 * math.pi * hz * torch.arange(int(seconds * rate)).double() / rate + phase)).float()
-singing = lambda seconds=1.5, rate=16000: sine(330, seconds, rate, 0.2) * (1 + sine(3, seconds, rate)) / 1.5
-inputs = lambda frames: (noise(1, 100, frames), noise(1, 100, frames, seed=1) / 2, noise(1, 28, frames // 4, seed=2))
+    actual = torch.as_tensor(actual).double()
+    expected = torch.as_tensor(expected).double()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol, msg=explain)
+
+
+def noise(*shape, seed=0):
+    """Gaussian noise of variance 1, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def correlation(a, b):
+    """Correlation coefficient of two signals (L,)."""
+    return np.corrcoef(np.asarray(a, float), np.asarray(b, float))[0, 1]
+
+
+def sine(hz, seconds=1.0, rate=RATE, amplitude=0.5, phase=0.0):
+    """A sine, (L,) float32."""
+    time = torch.arange(int(seconds * rate)).double() / rate
+    return (amplitude * torch.sin(2 * math.pi * hz * time + phase)).float()
+
+
+def singing(seconds=1.5, rate=16000):
+    """A tone that swells three times a second, (L,)."""
+    return sine(330, seconds, rate, 0.2) * (1 + sine(3, seconds, rate)) / 1.5
+
 
 def music(length, hop=8192, hz=440):
-    """A tune of tones a fifth apart (in one octave) that begin suddenly and die away, (length,) samples."""
+    """Tones a fifth apart (in one octave) that begin suddenly and die away, (length,) samples."""
     n = torch.arange(length)
-    phase = 2 * math.pi * torch.cumsum(hz * 2 ** (n // hop * 7 % 12 / 12).double() / RATE, 0)
+    semitones = n // hop * 7 % 12
+    phase = 2 * math.pi * torch.cumsum(hz * 2 ** (semitones / 12).double() / RATE, 0)
     return (0.2 * phase.sin() * torch.exp(-5 * (n % hop) / RATE)).float()
 
+
+# --------------------------------------------------------------------------------------------------
+# Helpers: models, folders and command lines
+
+
+def model_inputs(frames):
+    """Noise in the shapes of x, mu and expected features, for a clip of so many mel frames."""
+    x = noise(1, 100, frames)
+    mu = noise(1, 100, frames, seed=1) / 2
+    expected = noise(1, 28, frames // 4, seed=2)
+    return x, mu, expected
+
+
 def random_model():
-    """Layers that start at zero would hide what lies behind them: give every weight some noise."""
+    """A tiny model with a vocoder and noise on every weight.
+
+    Layers that start at zero would hide what lies behind them.
+    """
     torch.manual_seed(0)
     model = FastSAG(TINY).eval()
     model.vocoder = fastsag.Vocoder(TINY)
@@ -64,361 +117,1858 @@ def random_model():
         weight.add_(0.05 * torch.randn_like(weight))
     return model
 
+
+def weights(path):
+    """All weights in a training checkpoint, averaged and in training, as one vector."""
+    checkpoint = load_checkpoint(path)
+    tensors = [*checkpoint["ema"].values(), *checkpoint["model"].values()]
+    return torch.cat([weight.flatten() for weight in tensors])
+
+
+def prep_args(out, workers=2):
+    """Options for a set of eight short demo songs."""
+    return f"--songs 8 --seconds 8 --out {out} --workers {workers}".split()
+
+
+def train_args(files, out, more="--steps 20 --every 20"):
+    """Options for a run of seconds on the set in `files`."""
+    options = f"--preset tiny --batch-size 2 --crop 2.05 --device cpu --float32 {more}"
+    return f"--data {files}/set --out {out} {options}".split()
+
+
+def sample_args(files, *more):
+    """Options for playing along with the tiny weights in `files`."""
+    options = f"--steps 2 --device cpu --checkpoint {files}/tiny.pt"
+    return [*options.split(), *map(str, more)]
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
     """A folder with weights, a song, a data set and a training run, to read or to copy."""
     folder = tmp_path_factory.mktemp("files")
     random_model().save(folder / "tiny.pt")
     soundfile.write(folder / "song.wav", singing(), 16000)
-    assert prep.main(prep_args(folder / "set")) == train.main(train_args(folder, folder / "run")) == 0
+    prep.main(prep_args(folder / "set"))
+    train.main(train_args(folder, folder / "run"))
     return folder
 
-# librosa 0.11.0, wave as below in numpy float64: f = librosa.filters.mel(sr=24000, n_fft=1024, n_mels=100); s =
-# librosa.stft(numpy.pad(wave, 384, mode="reflect"), n_fft=1024, hop_length=256, center=False); numpy.log(numpy.maximum(
-# f @ numpy.sqrt(s.real ** 2 + s.imag ** 2 + 1e-9), 1e-5))[band, frame]
-LIBROSA = {(0, 0): 0.82809, (10, 2): 0.76694, (20, 5): 0.67889, (48, 15): 0.31723, (58, 22): 0.04596,
-           (90, 3): -11.51293, (70, 33): -0.44076, (10, 95): -3.50275, (99, 95): -3.60655, (99, 93): -2.80287}
 
-def test_mel_equals_librosa_and_istft_inverts_stft(wav=noise(2, 40 * 256)):
-    t = torch.arange(24576).double() / 24000
-    sweep = 0.5 * torch.exp(-3 * t) * torch.sin(2 * math.pi * (30 * t + 5800 * t ** 2))
-    mel = fastsag.log_mel((0.3 * torch.sin(2 * math.pi * 220 * t) + sweep).float()[None], CFG)[0]
-    close(torch.stack([mel[place] for place in LIBROSA]), list(LIBROSA.values()), 3e-5, "log-mel")
-    close(fastsag.istft(fastsag.stft(wav, 1024, 256), 1024, 256), wav, 1e-5, "istft")
+@pytest.fixture
+def workplace(files, tmp_path, monkeypatch):
+    """A copy of `files` that may be spoilt; it is the current folder."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
-@pytest.mark.parametrize("rate_in, rate_out, hz, atol", [                  # a rate like 44101 may drift by 1e-6
-    (44100, 24000, 10000, 1e-3), (24000, 44101, 440, 1e-2), (44101, 24000, 13000, 5e-4), (96000, 24000, 40000, 5e-4)])
-def test_resampling_keeps_a_sine_and_aliases_stay_under_60_db(rate_in, rate_out, hz, atol):
-    y = fastsag.resample(sine(hz, rate=rate_in, phase=0.3)[:-7], rate_in, rate_out)
-    assert y.shape == (-(-(rate_in - 7) * rate_out // rate_in),), "lengths are rounded up"
-    close(y[500:-500], sine(hz, rate=rate_out, phase=0.3)[500: len(y) - 500] * (hz < rate_out / 2), atol, f"{hz} Hz")
 
-def test_chroma_shows_the_note_that_sounds_and_onsets_rise_where_one_begins(frames=24):
-    for hz, part, pitch_class in ((82.41, 0, 4), (440, 1, 9)):             # twelve notes in the bass and in the middle
-        wav = music(12 * frames * 1024, frames * 1024, hz)[None]
-        features = fastsag.music_features(wav, fastsag.log_mel(wav, CFG), CFG)
-        chroma = fastsag.chroma_of(features)[0].unflatten(0, (2, 12)).unflatten(2, (12, frames))[..., 5:-5]
-        assert (chroma[part].argmax(0) == ((pitch_class + 7 * torch.arange(12)) % 12)[:, None]).all(), chroma
-        assert chroma[part].amax(0).min() > 0.5 > 0.1 > chroma[1 - part].max()
-    rows = features[0, 24:27].unflatten(1, (12, frames))                   # low, middle, high; a note dies away
-    assert rows[:, :-1, -1].min() > 0 > rows[:, 1:, :-1].max(), rows       # its last frame sees the next one begin
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 9999 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9999, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-@pytest.mark.parametrize("per_minute, tempo_found", [(80, 1), (66.7, 1), (150, 1 / 2), (200, 1 / 2)])
-def test_beat_is_found_and_the_bar_is_folded_onto_it(per_minute, tempo_found, beats=4, N=1200):
-    time, beat = torch.arange(N), 60 * RATE / 1024 / per_minute            # frames
-    strike = lambda every, late=0: torch.exp(-(((time - late + every / 2) % every - every / 2) / 0.7).square())
-    onsets = strike(beat, 5) + 0.4 * strike(beat, 5 + beat / 2) + 0.05 * noise(N).abs()
-    period = fastsag.find_beat(torch.stack([onsets, onsets.flip(0)]), CFG)
-    close(period / beat * tempo_found, torch.ones(2, N), 0.003, "frames per beat")
-    tracks, at = torch.stack([onsets, strike(beats * beat, 9)])[None], 600                  # beats, downbeats
-    away = torch.arange(beats * 8) / 8 - beats / 2
-    rows = fastsag.fold(tracks, torch.full((1, N), beat), beats, away)[0, :, :, at]
-    for share, values in zip(away[3::7], rows.T[3::7]):                    # plainly, one place after the other
-        places = at + beat * (share + beats * torch.arange(-30, 31)).numpy()
-        hann = np.where(abs(places - at) < 512, np.cos(np.pi / 2 * (places - at) / 512) ** 2, 0)
-        means = [np.average(np.interp(places, time, track), weights=hann) for track in tracks[0]]
-        close(values, means, 2e-3, f"{share:.3f} beats away")
 
-@pytest.mark.parametrize("T", [5, 8, 16, 37])
-def test_local_attention_equals_plain_masked_attention(T, radius=8, head=32):
-    layer, x = fastsag.LocalAttention(48, 2 * head, radius).requires_grad_(False), noise(2, 48, T)
-    normed = x / (x.square().mean(1, keepdim=True).sqrt() + 1e-3)
-    q, k, v = layer.qkv(normed).transpose(1, 2).unflatten(2, (3, 2, head)).permute(2, 0, 3, 1, 4)  # (B, heads, T, head)
-    turn = torch.exp(1j * torch.arange(T)[:, None] * 10000 ** -(torch.arange(head // 2) / (head // 2 - 1)))
-    q, k = (torch.view_as_real(torch.complex(*z.chunk(2, -1)) * turn).flatten(3) for z in (q, k))    # rotary
-    near = (torch.arange(T)[:, None] - torch.arange(T)).abs() <= radius
-    result = torch.nn.functional.scaled_dot_product_attention(q, k, v, near).permute(0, 1, 3, 2).flatten(1, 2)
-    close(layer(x), x + layer.out(result), 1e-5, f"T = {T}")
+def checksums():
+    """{path: checksum} of all files below the current folder."""
+    paths = [path for path in Path().rglob("*") if path.is_file()]
+    return {path: zlib.crc32(path.read_bytes()) for path in paths}
 
-def test_guidance_extrapolates_on_half_of_the_steps_and_windows_have_no_seam():
-    model, (x, mu, expected), sigma, passes = random_model(), inputs(1568), torch.tensor([0.7]), []
-    guided = lambda guidance, *how: model.guided(x, sigma, mu, expected, guidance, *how)
-    cond, uncond = (model.denoise(x, sigma, keep * mu, keep * expected) for keep in (1, 0))
-    for guidance in (1, 3):
-        close(guided(guidance), uncond + guidance * (cond - uncond), 1e-5, f"guidance {guidance}")
-    for run in (lambda *how: guided(1.5, *how), lambda *how: model.vocoder.long(mu, *how)):
-        close(run(256), run(), 1e-4, "windows")
-        assert (run(256, 0) - run()).abs().max() > 1e-2                    # with nothing around them
-    model.unet.register_forward_hook(lambda *_: passes.append(1))
-    model.sample(mu, expected, steps=8, guidance=4)
-    assert len(passes) == 8 + 4
 
-def test_condition_does_not_know_how_long_the_clip_is(begin=64, frames=2400):
-    # Feature frames that the tiny preset sees: attention, convolutions, chroma and resampling, beat
-    model, wav, sees = random_model(), music(2500 * 1024)[None], 32 + 2 * (2 + 4 + 2 + 4) + 6 + 24 + 512 + 15 * 32 + 32
-    whole = model.condition(wav)[1][..., begin * 4: (begin + frames) * 4]
-    part = model.condition(wav[:, begin * 1024: (begin + frames) * 1024])[1]                   # 64 frames earlier
-    close(part[..., 4 * sees: -4 * sees], whole[..., 4 * sees: -4 * sees], 1e-4, "mu")
-    assert (part - whole).abs().max() > 1e-2                               # at the edges
+def refusal(script, args, capsys, usage=True):
+    """Runs a script that must refuse its input -> the sentence that it says.
 
-@pytest.mark.parametrize("sigma", [0.002, 0.5, 80.0])
-def test_preconditioning_equals_edm_table_1(sigma, sd=0.5):
-    model, (unit, mu, expected), F_x, seen = FastSAG(TINY), inputs(64), noise(1, 100, 64, seed=6), []
-    model.unet.forward = lambda *args: seen.extend(args) or F_x
-    total = math.hypot(sd, sigma)                                          # of data and noise
-    D_x = model.denoise(total * unit, torch.tensor([sigma]), mu, expected)
-    close(D_x, sd ** 2 / total * unit + sigma * sd / total * F_x, 1e-5, "c_skip, c_out")
-    close(seen[0], unit, 1e-5, "c_in")
-    close(seen[3], [math.log(sigma) / 4], 1e-6, "c_noise")
+    Refusing is: exit status 2, one line of usage (not after a single song's error, since the other
+    songs go on), one line with the sentence, and no file written.
+    """
+    before = checksums()
 
-def test_solver_follows_edms_noise_levels_and_is_second_order(s=0.5):
-    errors, start = [], torch.tensor([80.0, -24.0], dtype=torch.float64)   # Gaussian data N(0, s^2) has a closed form
-    for steps in (33, 65, 129):
-        sigmas = fastsag.sigma_steps(steps, replace(CFG, sigma_min=0.002, sigma_max=80.0)).double()
-        middle = (0.5 * 80 ** (1 / 7) + 0.5 * 0.002 ** (1 / 7)) ** 7       # eq. 5
-        close(sigmas[[0, steps // 2, -2, -1]], [80, middle, 0.002, 0], 1e-4, "first, middle, last two")
-        x = fastsag.solve(lambda x, sigma: x * s ** 2 / (s ** 2 + sigma ** 2), start, sigmas)
-        errors.append((x - start * s / math.hypot(s, 80)).abs().max().item())
-    assert all(3.5 < coarse / fine < 5 for coarse, fine in zip(errors, errors[1:])), errors   # half the step, a quarter
+    with pytest.raises(SystemExit) as exit_info:
+        script.main(args)
 
-def test_one_pair_can_be_learnt_by_heart(frames=64):
-    torch.manual_seed(0)
-    model = FastSAG(replace(TINY, channels=(48, 32, 32), cond_drop=0.0, input_drop=0.0))
-    vocals = music(frames * 256).expand(4, -1)
-    accomp = (music(frames * 256, 3000).roll(2000) + sine(110, frames * 256 / RATE, amplitude=0.1)).expand(4, -1)
-    losses = lambda: model(vocals, accomp, model.draw(4, frames, torch.default_generator))
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for step in range(120):
-        optimizer.zero_grad()
-        sum(loss.mean() for loss in losses().values()).backward()
-        optimizer.step()
-    mel, (expected, mu) = fastsag.log_mel(accomp, TINY), model.condition(vocals)
-    true, features = fastsag.normalise(mel, TINY), fastsag.music_features(accomp, mel, TINY)
-    D_x = model.denoise(true + 5 * noise(*mu.shape), torch.tensor([5.0]), mu, expected)        # buried in noise
-    assert all((a - b).square().mean() < 0.15 * b.var() for a, b in ((expected, features), (mu, true), (D_x, true)))
-
-def test_griffin_lim_rebuilds_a_mel_and_match_mel_corrects_a_spectrum():
-    wav = (music(600 * 256, 6000) + sine(220, 6.4, amplitude=0.1))[None]
-    mel, spec = fastsag.log_mel(wav, CFG), fastsag.stft(wav, CFG.n_fft, CFG.hop_length)
-    assert (fastsag.log_mel(fastsag.griffin_lim(mel, CFG), CFG) - mel).abs().mean() < 0.3      # random phases: 0.69
-    wrong = spec * torch.exp(noise(1, 513, 1))                             # each bin too loud or too soft
-    off = lambda x: ((fastsag.mel_filterbank(24000, 1024, 100) @ x.abs()).clamp(min=1e-5).log() - mel).abs().mean()
-    assert off(fastsag.match_mel(wrong, mel, CFG)) < 0.5 * off(wrong)
-
-def test_demo_songs_keep_their_promises(files):
-    known, new = (prep.read_set(files / "set", split) for split in ("train", "val"))
-    for songs, held_out in ((known, False), (new, True)):                  # every 8th voice and band
-        assert {song[key] % 8 == 0 for song, *_ in songs for key in ("voice", "band")} == {held_out}
-    for song, pair, _ in known + new:
-        pair = pair / 32768
-        assert len(pair) == 8 * RATE and np.abs(pair).max() < 1, song["name"]
-        hiss = np.diff(pair, 4, axis=0).T                                  # what remains is mostly noise
-        spectra = np.fft.rfft(hiss / np.linalg.norm(hiss, axis=1, keepdims=True))
-        assert np.abs(np.fft.irfft(spectra[0] * spectra[1].conj())).max() < 0.05, song["name"]       # at any lag
-        for name, column in zip(("vocals", "accomp"), pair.T):
-            close(song[f"{name}_dbfs"], fastsag.active_dbfs(column, RATE), 0.02, name)
-    assert np.ptp([song["beats"][0] * song["tempo"] / 60 for song, *_ in known + new]) > 0.4, "first beats, from 0 to 1"
-
-def test_stems_end_up_in_their_columns_and_useless_ones_are_skipped(tmp_path, capsys):
-    stems = dict(zip("vdbo", fastsag.resample(noise(4, 12 * 8000) / 20, 8000, RATE))) | {"-": torch.zeros(12 * RATE)}
-    stems["v"][-int(3.5 * RATE):] = 0                                      # a rest that is too short to be cut out
-    stems["w"], stems["x"] = stems["v"] * (late := torch.arange(12 * RATE) > 3.5 * RATE), stems["o"] * ~late       # in turns
-    wavs = {"a/vocals.wav": "v v", "a/drums.wav": "d d", "a/bass.wav": "b", "a/other.wav": "o o", "a/mixture.wav": "-",
-            "b/vocals.wav": "v", "b/mixture.wav": "vdbo", "c/singer_1_01.wav": "dbo v", "d/vocals.flac": "v",
-            "d/no_vocals.flac": "dbo", "e/vocals.wav": "w", "e/no_vocals.wav": "x", "f/My_vocals.wav": "v",
-            "f/My_accompaniment.wav": "dbo", "f/Your_vocals.wav": "v"}     # file: its channels; "-" is silence
-    for (name, channels), rate in zip(wavs.items(), 3 * (44100, 16000, 48000, 22050, 32000)):
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        wav = torch.stack([sum(stems[part] for part in parts) for parts in channels.split()])
-        soundfile.write(tmp_path / "in" / name, fastsag.resample(wav, RATE, rate).T, rate)
-    clip = tmp_path / "in/c/singer_1_01.wav"                               # MIR-1K cuts a recording into clips
-    wav, rate = soundfile.read(clip)
-    for number, part in {"01": wav[: 5 * rate], "02": wav[5 * rate:], "04": wav}.items():
-        soundfile.write(clip.with_stem(f"singer_1_{number}"), part, rate)
-    assert prep.main([str(tmp_path / "in"), "--out", str(tmp_path / "set")]) == 0
     err = capsys.readouterr().err
-    assert err.count("skipped") == 2 and "e/vocals.wav: no 5 s" in err and "Your_vocals.wav: no acc" in err, err
-    expected = torch.stack([stems["v"], stems["d"] + stems["b"] + stems["o"]], 1).numpy()
-    known, new = (prep.read_set(tmp_path / "set", split) for split in ("train", "val"))
-    assert (len(known), len(new)) == (4, 2), "both stretches of the singer are for validation"
-    for song, pair, _ in known + new:
-        close(pair[999: 11 * RATE] / pair.std(), expected[999: 11 * RATE] / expected.std(), 0.05, song["name"])
+    name = f"{script.__name__}.py"
+    lines = err.removesuffix("\n").split("\n")
+    assert exit_info.value.code == 2
+    assert err.endswith("\n")
+    assert len(lines) == (2 if usage else 1), err
+    if usage:
+        assert lines[0].startswith(f"usage: python {name} ")
+    assert lines[-1].startswith(f"{name}: error: ")
+    assert checksums() == before
+    return lines[-1].removeprefix(f"{name}: error: ")
 
-def test_a_vocoder_learns_on_top_of_a_model_and_resumes_with_the_same_bits(files, tmp_path, monkeypatch):
-    save, path = fastsag.save_checkpoint, tmp_path / "checkpoint.pt"       # here every save stays
-    monkeypatch.setattr("train.save_checkpoint", lambda data, at: save(data, f"{at}{data['step']}") or save(data, at))
-    args = train_args(files, tmp_path, "--vocoder --steps 6 --every 2 --crop 0.68")
-    assert train.main([*args, "--start", f"{files}/tiny.pt"]) == 0
-    before, whole = FastSAG.load(files / "tiny.pt", "cpu").state_dict(), weights(path)
-    for name, weight in FastSAG.load(path, "cpu").state_dict().items():
-        assert torch.equal(weight, before[name]) != name.startswith("vocoder."), name
-    os.replace(f"{path}4", path)                                           # from step 4 on with judges
-    assert train.main([*args, "--resume"]) == 0
-    close(weights(path), whole, 0, "weights of vocoder and judges")
 
-def test_bent_crops_move_voice_and_band_by_the_same_interval():
-    songs = [(None, torch.stack([sine(440, 4), sine(880, 4)], 1).numpy(), 1)]
-    peak = lambda wavs: torch.fft.rfft(wavs * torch.hann_window(wavs.shape[1])).abs().argmax(1) * RATE / wavs.shape[1]
-    voice, band = (peak(wavs) for wavs in train.random_crops(songs, np.random.default_rng(0), 8, 49152, bend=0.06))
-    close(band / voice, torch.full((8,), 2.0), 0.005, "an octave stays an octave")
-    assert 410 < voice.min() < 430 and 450 < voice.max() < 470, voice
+def cut(path, size):
+    """Keeps the first `size` bytes of a file."""
+    assert os.path.getsize(path) > size
+    os.truncate(path, size)
 
-def test_two_processes_train_as_one_would(files, tmp_path):                # an address: no name to look up may fail
-    launch = "-m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node=2".split()
-    command = [sys.executable, *launch, train.__file__, *train_args(files, tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    close(weights(tmp_path / "checkpoint.pt"), weights(files / "run/checkpoint.pt"), 1e-4, "weights")
 
-def in_child(main, args, log):                                             # training does nothing but train
-    sys.stdout = sys.stderr = open(log, "a", buffering=1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)               # ignored where tests run in the background
+def change_checkpoint(path, parts):
+    """Puts other values in place of some of a checkpoint's parts."""
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | parts, path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Helpers: scripts in a process of their own, to be hit by signals
+
+
+def in_child(main, args, log):
+    """What the child does: main(args), with all that it says in a file. Training only trains."""
+    sys.stdout = open(log, "a", buffering=1)  # noqa: SIM115
+    sys.stderr = sys.stdout
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if tests run in background
     torch.set_num_threads(1)
-    train.validate, train.listen = lambda *_: {}, lambda *_: np.zeros((9, 2))
+
+    def no_validation(*args):
+        return {}
+
+    def no_example(*args):
+        return np.zeros((9, 2))
+
+    train.validate = no_validation
+    train.example = no_example
     sys.exit(main(args))
 
-def run(main, args, log, hit=None, when=None):
-    """main(args) in a child, hit by a signal when it is time -> exit status. A fork server imports torch once."""
-    context = multiprocessing.get_context("forkserver")
+
+def run_in_child(main, args, log, hit=None, is_time=None):
+    """main(args) in a child, hit by a signal when it is time -> exit status."""
+    context = multiprocessing.get_context("forkserver")  # imports torch once
     context.set_forkserver_preload(["test_fastsag"])
     child = context.Process(target=in_child, args=(main, args, log))
     child.start()
-    while hit and child.is_alive() and not when():
-        time.sleep(0.001)
-    if hit and child.is_alive():
-        os.kill(child.pid, hit)
+
+    if hit:
+        while child.is_alive() and not is_time():
+            time.sleep(0.001)
+        if child.is_alive():
+            os.kill(child.pid, hit)
+
     child.join()
     return child.exitcode
 
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: mel
+
+# librosa 0.11.0, `wave` as in the test below, in numpy float64:
+#   filters = librosa.filters.mel(sr=24000, n_fft=1024, n_mels=100)
+#   padded = numpy.pad(wave, 384, mode="reflect")
+#   s = librosa.stft(padded, n_fft=1024, hop_length=256, center=False)
+#   magnitude = numpy.sqrt(s.real ** 2 + s.imag ** 2 + 1e-9)
+#   numpy.log(numpy.maximum(filters @ magnitude, 1e-5))[band, frame]
+LIBROSA = {
+    (0, 0): 0.82809,
+    (10, 2): 0.76694,
+    (20, 5): 0.67889,
+    (48, 15): 0.31723,
+    (58, 22): 0.04596,
+    (90, 3): -11.51293,
+    (70, 33): -0.44076,
+    (10, 95): -3.50275,
+    (99, 95): -3.60655,
+    (99, 93): -2.80287,
+}
+
+
+def test_log_mel_equals_librosa():
+    time = torch.arange(24576).double() / 24000
+    tone = 0.3 * torch.sin(2 * math.pi * 220 * time)
+    sweep = torch.exp(-3 * time) * torch.sin(2 * math.pi * (30 * time + 5800 * time**2))
+    wave = (tone + 0.5 * sweep).float()
+
+    mel = fastsag.log_mel(wave[None], CFG)[0]
+
+    values = torch.stack([mel[place] for place in LIBROSA])
+    close(values, list(LIBROSA.values()), 3e-5, "log-mel")
+
+
+def test_istft_inverts_stft():
+    wav = noise(2, 40 * 256)
+
+    spec = fastsag.stft(wav, 1024, 256)
+
+    close(fastsag.istft(spec, 1024, 256), wav, 1e-5, "istft")
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: music features
+
+NOTE_FRAMES = 24  # feature frames per note: about a second
+
+
+def features_of_twelve_notes(hz):
+    """Features (1, 28, 288) of music with one note after the other, from hz on."""
+    wav = music(12 * NOTE_FRAMES * 1024, NOTE_FRAMES * 1024, hz)[None]
+    return fastsag.music_features(wav, fastsag.log_mel(wav, CFG), CFG)
+
+
+@pytest.mark.parametrize(
+    "hz, register, pitch_class",
+    [
+        pytest.param(82.41, 0, 4, id="bass, from E on"),
+        pytest.param(440, 1, 9, id="middle, from A on"),
+    ],
+)
+def test_chroma_shows_the_note_that_sounds(hz, register, pitch_class):
+    notes = (pitch_class + 7 * torch.arange(12)) % 12
+
+    chroma = fastsag.chroma_of(features_of_twelve_notes(hz))[0]
+
+    chroma = chroma.view(2, 12, 12, NOTE_FRAMES)  # registers, pitch classes, notes, frames
+    chroma = chroma[..., 5:-5]  # neighbouring notes reach into the first and last frames
+    here = chroma[register]
+    there = chroma[1 - register]
+    assert (here.argmax(0) == notes[:, None]).all(), chroma
+    assert here.amax(0).min() > 0.5
+    assert there.max() < 0.1
+
+
+def test_onsets_rise_where_a_note_begins():
+    features = features_of_twelve_notes(440)
+
+    onsets = features[0, 24:27].unflatten(1, (12, NOTE_FRAMES))  # low, middle, high bands
+
+    # A note dies away. Its last frame sees the next one begin.
+    assert onsets[:, :-1, -1].min() > 0, onsets
+    assert onsets[:, 1:, :-1].max() < 0, onsets
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: beat and bar profile
+
+BEAT_FRAMES = torch.arange(1200)  # feature frames of the made onsets, 51 s
+
+
+def frames_per_beat(per_minute):
+    """Feature frames from beat to beat."""
+    return 60 * RATE / 1024 / per_minute
+
+
+def strikes(every, late=0):
+    """Onset strength of a strike every so many frames."""
+    away = (BEAT_FRAMES - late + every / 2) % every - every / 2
+    return torch.exp(-(away / 0.7).square())
+
+
+def onsets_of_beats(beat):
+    """Strikes on the beats, weaker ones between them, and noise."""
+    clean = strikes(beat, 5) + 0.4 * strikes(beat, 5 + beat / 2)
+    return clean + 0.05 * noise(len(BEAT_FRAMES)).abs()
+
+
+each_tempo = pytest.mark.parametrize(
+    "per_minute, found",
+    [
+        pytest.param(80, 80, id="80"),
+        pytest.param(66.7, 66.7, id="66.7"),
+        pytest.param(150, 75, id="150 at half its tempo"),
+        pytest.param(200, 100, id="200 at half its tempo"),
+    ],
+)
+
+
+@each_tempo
+def test_the_beat_is_found(per_minute, found):
+    onsets = onsets_of_beats(frames_per_beat(per_minute))
+
+    period = fastsag.find_beat(torch.stack([onsets, onsets.flip(0)]), CFG)
+
+    close(period / frames_per_beat(found), torch.ones(2, 1200), 0.003, "frames per beat")
+
+
+@each_tempo
+def test_the_bar_is_folded_onto_the_beat(per_minute, found):
+    at = 600  # the frame to look at
+    beats = 4
+    beat = frames_per_beat(found)
+    onsets = onsets_of_beats(frames_per_beat(per_minute))
+    downbeats = strikes(beats * beat, 9)
+    tracks = torch.stack([onsets, downbeats])
+    away = torch.arange(beats * 8) / 8 - beats / 2
+    period = torch.full((1, len(BEAT_FRAMES)), beat)
+
+    rows = fastsag.fold(tracks[None], period, beats, away)[0, :, :, at]
+
+    # Plainly, for some of the places: the mean of all bars, weighted by a Hann window
+    bars = torch.arange(-30, 31)
+    for i in range(3, len(away), 7):
+        distance = (beat * (away[i] + beats * bars)).numpy()
+        hann = np.cos(np.pi / 2 * distance / 512) ** 2
+        hann[np.abs(distance) >= 512] = 0
+        for track, value in zip(tracks, rows[:, i], strict=True):
+            values = np.interp(at + distance, BEAT_FRAMES, track)
+            mean = np.average(values, weights=hann)
+            close(value, mean, 2e-3, f"{away[i]:.3f} beats away")
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: blocks
+
+
+def turned(x):
+    """Rotary positions by complex numbers: x (B, heads, T, head)."""
+    T, head = x.shape[2:]
+    freqs = 10000 ** -(torch.arange(head // 2) / (head // 2 - 1))
+    turn = torch.exp(1j * torch.arange(T)[:, None] * freqs)
+    real, imaginary = x.chunk(2, -1)
+    return torch.view_as_real(torch.complex(real, imaginary) * turn).flatten(3)
+
+
+@pytest.mark.parametrize("T", [5, 8, 16, 37])
+def test_local_attention_equals_plain_masked_attention(T):
+    radius = 8
+    head = 32
+    layer = fastsag.LocalAttention(48, 2 * head, radius).requires_grad_(False)
+    x = noise(2, 48, T)
+
+    y = layer(x)
+
+    normed = x / (x.square().mean(1, keepdim=True).sqrt() + 1e-3)
+    qkv = layer.qkv(normed).transpose(1, 2).unflatten(2, (3, 2, head))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, head) each
+    near = (torch.arange(T)[:, None] - torch.arange(T)).abs() <= radius
+    heads = F.scaled_dot_product_attention(turned(q), turned(k), v, near)
+    plain = heads.permute(0, 1, 3, 2).flatten(1, 2)  # (B, heads * head, T)
+    close(y, x + layer.out(plain), 1e-5, f"T = {T}")
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: diffusion
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.5, 80.0])
+def test_preconditioning_equals_edm_table_1(sigma, monkeypatch):
+    sigma_data = 0.5
+    total = math.hypot(sigma_data, sigma)  # standard deviation of data and noise
+    unit, mu, expected = model_inputs(64)
+    F_x = noise(1, 100, 64, seed=6)
+    seen = []
+
+    def fake_unet(*args):
+        seen.extend(args)
+        return F_x
+
+    denoiser = fastsag.Denoiser(TINY)
+    monkeypatch.setattr(denoiser.unet, "forward", fake_unet)
+
+    D_x = denoiser(total * unit, torch.tensor([sigma]), mu, expected)
+
+    c_skip = sigma_data**2 / total**2
+    c_out = sigma * sigma_data / total
+    close(D_x, c_skip * total * unit + c_out * F_x, 1e-5, "c_skip, c_out")
+    close(seen[0], unit, 1e-5, "c_in")
+    close(seen[3], [math.log(sigma) / 4], 1e-6, "c_noise")
+
+
+@pytest.mark.parametrize("num_steps", [33, 65, 129])
+def test_noise_levels_are_those_of_edm(num_steps):
+    middle = (0.5 * 80 ** (1 / 7) + 0.5 * 0.002 ** (1 / 7)) ** 7  # eq. 5
+    cfg = replace(CFG, sigma_min=0.002, sigma_max=80.0)
+
+    sigmas = fastsag.noise_levels(num_steps, cfg)
+
+    some = sigmas[[0, num_steps // 2, -2, -1]]
+    close(some, [80, middle, 0.002, 0], 1e-4, "first, middle, last two")
+
+
+def test_the_solver_is_second_order():
+    s = 0.5
+    cfg = replace(CFG, sigma_min=0.002, sigma_max=80.0)
+    start = torch.tensor([80.0, -24.0], dtype=torch.float64)
+    exact = start * s / math.hypot(s, 80)  # for Gaussian data N(0, s^2), in closed form
+
+    def denoise(x, sigma):
+        return x * s**2 / (s**2 + sigma**2)
+
+    errors = []
+    for num_steps in (33, 65, 129):
+        sigmas = fastsag.noise_levels(num_steps, cfg).double()
+        x = fastsag.dpm_solver(denoise, start, sigmas)
+        errors.append((x - exact).abs().max().item())
+
+    # Steps of half the size, a quarter of the error
+    assert 3.5 < errors[0] / errors[1] < 5, errors
+    assert 3.5 < errors[1] / errors[2] < 5, errors
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: the model
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_guidance_extrapolates_from_no_condition_to_the_condition(scale):
+    model = random_model()
+    x, mu, expected = model_inputs(1568)
+    sigma = torch.tensor([0.7])
+    cond = model.denoiser(x, sigma, mu, expected)
+    uncond = model.denoiser(x, sigma, 0 * mu, 0 * expected)
+
+    guided = model.denoise_song(x, 0.7, mu, expected, scale)
+
+    close(guided, uncond + scale * (cond - uncond), 1e-5, f"scale {scale}")
+
+
+def test_guidance_takes_a_second_evaluation_in_half_of_the_steps():
+    model = random_model()
+    _, mu, expected = model_inputs(64)
+    evaluations = []
+
+    def count(*args):
+        evaluations.append(1)
+
+    model.denoiser.unet.register_forward_hook(count)
+    model.sample(mu, expected, num_steps=8, guidance_scale=4)
+
+    assert len(evaluations) == 8 + 4
+
+
+def test_windows_of_the_unet_have_no_seam():
+    model = random_model()
+    x, mu, expected = model_inputs(1568)
+
+    whole = model.denoise_song(x, 0.7, mu, expected, 1.5)
+    windows = model.denoise_song(x, 0.7, mu, expected, 1.5, window=256)
+    without_halo = model.denoise_song(x, 0.7, mu, expected, 1.5, window=256, halo=0)
+
+    close(windows, whole, 1e-4, "windows")
+    assert (without_halo - whole).abs().max() > 1e-2
+
+
+def test_condition_does_not_depend_on_the_length_of_the_clip():
+    begin = 64  # feature frames
+    frames = 2400
+    wav = music(2500 * 1024)[None]
+    model = random_model()
+
+    # Feature frames that the tiny preset sees to either side
+    attention = 32
+    convolutions = 2 * (2 + 4 + 2 + 4)
+    chroma_and_resampling = 6 + 24
+    beat = 512 + 15 * 32 + 32
+    sees = 4 * (attention + convolutions + chroma_and_resampling + beat)  # mel frames
+
+    _, whole = model.condition(wav)
+    _, part = model.condition(wav[:, begin * 1024 : (begin + frames) * 1024])
+
+    whole = whole[..., begin * 4 : (begin + frames) * 4]
+    close(part[..., sees:-sees], whole[..., sees:-sees], 1e-4, "mu")
+    assert (part - whole).abs().max() > 1e-2, "at the edges"
+
+
+def test_one_pair_can_be_learnt_by_heart():
+    frames = 64
+    torch.manual_seed(0)
+    cfg = replace(TINY, channels=(48, 32, 32), cond_dropout=0.0, input_dropout=0.0)
+    model = FastSAG(cfg)
+    bass = sine(110, frames * 256 / RATE, amplitude=0.1)
+    vocals = music(frames * 256).expand(4, -1)
+    accomp = (music(frames * 256, 3000).roll(2000) + bass).expand(4, -1)
+
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(120):
+        randomness = model.draw_randomness(4, frames, torch.default_generator)
+        losses = model(vocals, accomp, randomness)
+        optimizer.zero_grad()
+        sum(loss.mean() for loss in losses.values()).backward()
+        optimizer.step()
+
+    log_mel = fastsag.log_mel(accomp, TINY)
+    features = fastsag.music_features(accomp, log_mel, TINY)
+    mel = fastsag.normalise(log_mel, TINY)
+    expected, mu = model.condition(vocals)
+    buried = mel + 5 * noise(*mel.shape)
+    D_x = model.denoiser(buried, torch.tensor([5.0]), mu, expected)
+    assert (expected - features).square().mean() < 0.15 * features.var()
+    assert (mu - mel).square().mean() < 0.15 * mel.var()
+    assert (D_x - mel).square().mean() < 0.15 * mel.var()
+
+
+def test_saved_weights_come_back_in_half_precision(files):
+    model = FastSAG.load(files / "tiny.pt", "cpu")
+
+    for weight, saved in zip(model.parameters(), random_model().parameters(), strict=True):
+        close(weight, saved.half(), 0, "half precision")
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: vocoder
+
+
+def test_griffin_lim_rebuilds_a_mel():
+    wav = (music(600 * 256, 6000) + sine(220, 6.4, amplitude=0.1))[None]
+    mel = fastsag.log_mel(wav, CFG)
+
+    rebuilt = fastsag.log_mel(fastsag.griffin_lim(mel, CFG), CFG)
+
+    assert (rebuilt - mel).abs().mean() < 0.3  # random phases give 0.69
+
+
+def test_match_mel_corrects_a_spectrum():
+    wav = (music(600 * 256, 6000) + sine(220, 6.4, amplitude=0.1))[None]
+    mel = fastsag.log_mel(wav, CFG)
+    filters = fastsag.mel_filterbank(24000, 1024, 100)
+    wrong = fastsag.stft(wav, 1024, 256) * torch.exp(noise(1, 513, 1))  # bins too loud or soft
+
+    def distance(spec):
+        """Mean distance of a spectrum's log-mel from mel."""
+        return ((filters @ spec.abs()).clamp(min=1e-5).log() - mel).abs().mean()
+
+    matched = fastsag.match_mel(wrong, mel, CFG)
+
+    assert distance(matched) < 0.5 * distance(wrong)
+
+
+def test_pieces_of_the_vocoder_have_no_seam():
+    vocoder = random_model().vocoder
+    _, mel, _ = model_inputs(1568)
+
+    whole = vocoder.vocode_song(mel)
+    pieces = vocoder.vocode_song(mel, piece=256)
+    without_halo = vocoder.vocode_song(mel, piece=256, halo=0)
+
+    close(pieces, whole, 1e-4, "pieces")
+    assert (without_halo - whole).abs().max() > 1e-2
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: resampling
+
+CUT = 7  # samples less than a second: no whole number of steps
+
+
+@pytest.mark.parametrize(
+    "rate_in, rate_out, hz, atol",
+    [
+        pytest.param(44100, 24000, 10000, 1e-3, id="44100 to 24000"),
+        pytest.param(24000, 44101, 440, 1e-2, id="24000 to 44101, which may drift"),
+    ],
+)
+def test_resampling_keeps_a_sine(rate_in, rate_out, hz, atol):
+    wav = sine(hz, rate=rate_in, phase=0.3)[:-CUT]
+
+    resampled = fastsag.resample(wav, rate_in, rate_out)
+
+    expected = sine(hz, rate=rate_out, phase=0.3)[: len(resampled)]
+    close(resampled[500:-500], expected[500:-500], atol, f"{hz} Hz")
+
+
+@pytest.mark.parametrize(
+    "rate_in, hz",
+    [
+        pytest.param(44101, 13000, id="13 kHz at 44101"),
+        pytest.param(96000, 40000, id="40 kHz at 96000"),
+    ],
+)
+def test_resampling_keeps_aliases_under_60_db(rate_in, hz):
+    wav = sine(hz, rate=rate_in, phase=0.3)[:-CUT]
+
+    resampled = fastsag.resample(wav, rate_in, 24000)
+
+    silence = torch.zeros(len(resampled))
+    close(resampled[500:-500], silence[500:-500], 5e-4, f"{hz} Hz")
+
+
+@pytest.mark.parametrize(
+    "rate_in, rate_out",
+    [
+        pytest.param(44100, 24000, id="44100 to 24000"),
+        pytest.param(24000, 44101, id="24000 to 44101"),
+        pytest.param(44101, 24000, id="44101 to 24000"),
+        pytest.param(96000, 24000, id="96000 to 24000"),
+    ],
+)
+def test_resampling_rounds_lengths_up(rate_in, rate_out):
+    length = rate_in - CUT
+
+    resampled = fastsag.resample(torch.zeros(length), rate_in, rate_out)
+
+    assert len(resampled) == math.ceil(length * rate_out / rate_in)
+
+
+# --------------------------------------------------------------------------------------------------
+# Training on a GPU, on machines without one.
+#
+# A tensor on the meta device has a shape and no values. What would make a GPU slow or fail raises
+# an error here: a tensor made on another device, and a value that the host reads back.
+
+
+@pytest.fixture
+def without_autocast(monkeypatch):
+    """torch.autocast refuses the meta device; without values, precision does not matter."""
+
+    def no_autocast(*args, **kwargs):
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch, "autocast", no_autocast)
+
+
+def on_meta(randomness):
+    """What draw_randomness() gave, moved to the meta device."""
+    return {name: value.to(META) for name, value in randomness.items()}
+
+
+def meta_batch(length):
+    """Two clips of another speed from the reader, as waveforms on the meta device."""
+    songs = [songs_in_memory(1, 10 * RATE)[0]]
+    clips = train.read_clips(songs, np.random.default_rng(0), 2, length, speed_range=0.06)
+    vocals, accomp = train.to_waveforms(clips, length, META)
+    vocals = train.augment(vocals, None, 2)
+    return vocals, accomp
+
+
+class NoOptimizer(torch.optim.Optimizer):
+    """Leaves the weights alone: the fused optimizer refuses the meta device."""
+
+    def __init__(self, trained, **options):
+        super().__init__(trained, options)
+
+    def step(self):
+        pass
+
+
+def test_a_training_step_of_the_model_stays_on_its_device(
+    without_autocast, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.optim, "AdamW", NoOptimizer)
+    run = train.Run(train_options(tmp_path), META)
+    log = train.Log(world=1, reader=SimpleNamespace())
+    frames = 256
+    vocals, accomp = meta_batch(frames * 256)
+    randomness = on_meta(run.task.draw_randomness(2, frames, torch.default_generator))
+
+    losses = run.task(vocals, accomp, randomness)
+    norm, _ = run.update(losses, share=0.5)
+    log.add(norm, losses, audio=1.0)
+
+    assert losses.keys() == {"semantic", "prior", "diffusion"}
+    assert log.rows[0].device == META
+    assert run.step == 1
+
+
+@pytest.mark.parametrize("discriminator", [None, 0, 1, 2])
+def test_a_training_step_of_the_vocoder_stays_on_its_device(discriminator, without_autocast):
+    model = FastSAG(TINY)
+    model.vocoder = fastsag.Vocoder(TINY)
+    task = train.VocoderTask(model).to(META)
+    frames = 64
+    vocals, accomp = meta_batch(frames * 256)
+    randomness = on_meta(task.draw_randomness(2, frames, torch.default_generator))
+
+    losses = task(vocals, accomp, randomness, discriminator)
+    sum(loss.mean() for loss in losses.values()).backward()
+
+    assert ("adversarial" in losses) == (discriminator is not None)
+    assert all(weight.grad is not None for weight in model.vocoder.parameters())
+
+
+@pytest.mark.parametrize("vocoder", ["neural", "griffinlim"])
+def test_playing_along_stays_on_its_device(vocoder, without_autocast):
+    model = random_model().to(META)
+    frames = 256
+    vocals = torch.zeros(1, frames * 256, device=META)
+
+    expected, mu = model.condition(vocals)
+    mel = model.sample(mu, expected, num_steps=4)
+    accomp = model.vocode(fastsag.denormalise(mel, TINY), vocoder)
+
+    assert accomp.shape == vocals.shape
+    assert accomp.device == META
+
+
 @pytest.mark.slow
-def test_twenty_kills_lose_at_most_one_save_interval_and_change_no_bit(files, tmp_path, steps=40):
-    rng, log, whole, killed = np.random.default_rng(0), tmp_path / "log.txt", tmp_path / "whole", tmp_path / "killed"
-    path, args = killed / "checkpoint.pt", lambda out: train_args(files, out, f"--float32 --steps {steps} --every 1")
-    seen = lambda: [int(step) for step in re.findall(r"step +(\d+)  loss", log.read_text())] if log.exists() else []
-    for number in range(20):                                               # half of them hit while a file is written
-        enough = len(seen()) + rng.integers(0, 3)
-        when = lambda: len(seen()) >= enough and (any(killed.glob("*.tmp")) if number % 2 else rng.random() < 0.01)
-        run(train.main, args(killed) + ["--resume"] * path.exists(), log, signal.SIGKILL, when)
-        saved = fastsag.load_checkpoint(path)["step"] if path.exists() else 0
-        assert saved >= max(seen(), default=0) - 1, "a step is printed, then saved"
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_compiled_networks_give_the_same_losses_and_gradients():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    cfg = replace(TINY, channels=(16, 32))  # a level less, for time
+    eager = FastSAG(cfg)
+    for weight in eager.parameters():
+        weight.data.add_(0.05 * torch.randn_like(weight))
+    compiled = copy.deepcopy(eager)
+    networks = (compiled.semantic, compiled.prior, compiled.denoiser.unet)
+    for part in networks:
+        part.compile(dynamic=False)
+
+    try:
+        for frames in (4 * 256, 4 * 1024):  # both lengths of clips
+            vocals = 0.1 * noise(2, frames * 256)
+            accomp = 0.1 * noise(2, frames * 256, seed=1)
+            randomness = eager.draw_randomness(2, frames, torch.Generator().manual_seed(2))
+            true_losses, true_gradient = losses_and_gradient(eager, vocals, accomp, randomness)
+            losses, gradient = losses_and_gradient(compiled, vocals, accomp, randomness)
+
+            close(losses / true_losses, torch.ones(3), 1e-4, "losses")
+            assert (gradient - true_gradient).norm() < 1e-4 * true_gradient.norm()
+
+        # Both projections for two lengths, the U-Net for its segment: all in one graph each
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 + 2 + 1
+    finally:
+        torch._dynamo.reset()
+
+
+def losses_and_gradient(model, vocals, accomp, randomness):
+    """The three losses (3,) and the gradient of their sum as one vector."""
+    model.zero_grad()
+    losses = model(vocals, accomp, randomness)
+    means = torch.stack([loss.mean() for loss in losses.values()])
+    means.sum().backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+    return means.detach(), gradient
+
+
+# --------------------------------------------------------------------------------------------------
+# demo/
+
+
+def demo_songs(files):
+    """All songs of the set in `files`: [(facts, pair, gains)]."""
+    return prep.read_set(files / "set", "train") + prep.read_set(files / "set", "val")
+
+
+@pytest.mark.parametrize(
+    "split, held_out",
+    [
+        pytest.param("train", False, id="train"),
+        pytest.param("val", True, id="val"),
+    ],
+)
+def test_every_8th_voice_and_band_is_for_validation_only(split, held_out, files):
+    for facts, _, _ in prep.read_set(files / "set", split):
+        assert (facts["voice"] % 8 == 0) == held_out
+        assert (facts["band"] % 8 == 0) == held_out
+
+
+def test_demo_songs_are_as_long_as_asked_for_and_do_not_clip(files):
+    for facts, pair, _ in demo_songs(files):
+        assert len(pair) == 8 * RATE, facts["name"]
+        assert np.abs(pair / 32768).max() < 1, facts["name"]
+
+
+def test_voice_and_band_share_no_noise(files):
+    for facts, pair, _ in demo_songs(files):
+        hiss = np.diff(pair / 32768, 4, axis=0).T  # what remains is mostly noise
+        spectra = np.fft.rfft(hiss / np.linalg.norm(hiss, axis=1, keepdims=True))
+
+        correlation_at_any_lag = np.fft.irfft(spectra[0] * spectra[1].conj())
+
+        assert np.abs(correlation_at_any_lag).max() < 0.05, facts["name"]
+
+
+def test_the_levels_in_a_set_are_right(files):
+    for facts, pair, _ in demo_songs(files):
+        vocals, accomp = (pair / 32768).T
+        close(facts["vocals_dbfs"], fastsag.active_dbfs(vocals, RATE), 0.02, facts["name"])
+        close(facts["accomp_dbfs"], fastsag.active_dbfs(accomp, RATE), 0.02, facts["name"])
+
+
+def test_demo_songs_begin_anywhere_in_a_beat(files):
+    first_beats = []
+    for facts, _, _ in demo_songs(files):
+        first_beats.append(facts["beats"][0] * facts["tempo"] / 60)
+
+    assert np.ptp(first_beats) > 0.4, "from 0 to 1"
+
+
+# --------------------------------------------------------------------------------------------------
+# prep.py: stems
+
+VOCALS = ["vocals"]
+BAND = ["drums", "bass", "other"]
+
+# file, sample rate, the stems that are heard in each channel
+STEM_FILES = [
+    ("a/vocals.wav", 44100, [VOCALS, VOCALS]),
+    ("a/drums.wav", 16000, [["drums"], ["drums"]]),
+    ("a/bass.wav", 48000, [["bass"]]),
+    ("a/other.wav", 22050, [["other"], ["other"]]),
+    ("a/mixture.wav", 32000, [["silence"]]),
+    ("b/vocals.wav", 44100, [VOCALS]),
+    ("b/mixture.wav", 16000, [VOCALS + BAND]),
+    ("c/singer_1_01.wav", 48000, [BAND, VOCALS]),
+    ("d/vocals.flac", 22050, [VOCALS]),
+    ("d/no_vocals.flac", 32000, [BAND]),
+    ("e/vocals.wav", 44100, [["late vocals"]]),
+    ("e/no_vocals.wav", 16000, [["early band"]]),
+    ("f/My_vocals.wav", 48000, [VOCALS]),
+    ("f/My_accompaniment.wav", 22050, [BAND]),
+    ("f/Your_vocals.wav", 32000, [VOCALS]),
+]
+
+
+def make_stems():
+    """{name: (L,)}: twelve seconds of noise below 4 kHz for each stem."""
+    sounds = fastsag.resample(noise(4, 12 * 8000) / 20, 8000, RATE)
+    stems = dict(zip(VOCALS + BAND, sounds, strict=True))
+    stems["silence"] = torch.zeros(12 * RATE)
+    stems["vocals"][-int(3.5 * RATE) :] = 0  # a rest that is too short to be cut out
+
+    # In turns: there is no stretch in which both sound.
+    is_late = torch.arange(12 * RATE) > 3.5 * RATE
+    stems["late vocals"] = stems["vocals"] * is_late
+    stems["early band"] = stems["other"] * ~is_late
+    return stems
+
+
+def cut_into_clips(path):
+    """Makes clips 1, 2 and 4 of clip 1, as MIR-1K cuts a recording; 1 and 2 belong together."""
+    wav, rate = soundfile.read(path)
+    soundfile.write(path, wav[: 5 * rate], rate)
+    soundfile.write(path.with_stem("singer_1_02"), wav[5 * rate :], rate)
+    soundfile.write(path.with_stem("singer_1_04"), wav, rate)
+
+
+@dataclass
+class StemSet:
+    """A set that was made of STEM_FILES."""
+
+    path: Path
+    vocals_and_band: torch.Tensor  # (L, 2): what each song should hold
+    err: str  # what prep.py said on stderr
+
+
+@pytest.fixture(scope="module")
+def stem_set(tmp_path_factory):
+    """STEM_FILES, written and made into a StemSet."""
+    folder = tmp_path_factory.mktemp("stems")
+    stems = make_stems()
+    for name, rate, channels in STEM_FILES:
+        path = folder / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wav = torch.stack([sum(stems[stem] for stem in heard) for heard in channels])
+        soundfile.write(path, fastsag.resample(wav, RATE, rate).T, rate)
+    cut_into_clips(folder / "in/c/singer_1_01.wav")
+
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        prep.main([str(folder / "in"), "--out", str(folder / "set")])
+
+    band = sum(stems[stem] for stem in BAND)
+    pair = torch.stack([stems["vocals"], band], dim=1)
+    return StemSet(folder / "set", pair, err.getvalue())
+
+
+def test_stems_end_up_in_their_columns(stem_set):
+    expected = stem_set.vocals_and_band.numpy()[999 : 11 * RATE]
+    scale = stem_set.vocals_and_band.numpy().std()
+
+    for split in ("train", "val"):
+        for facts, pair, _ in prep.read_set(stem_set.path, split):
+            close(pair[999 : 11 * RATE] / pair.std(), expected / scale, 0.05, facts["name"])
+
+
+def test_all_stretches_of_a_singer_are_in_one_split(stem_set):
+    known = prep.read_set(stem_set.path, "train")
+    new = prep.read_set(stem_set.path, "val")
+
+    assert (len(known), len(new)) == (4, 2), "the singer's two are for validation"
+
+
+def test_useless_stems_are_skipped_with_a_reason(stem_set):
+    assert stem_set.err.count("skipped") == 2, stem_set.err
+    assert "e/vocals.wav: no 5 s" in stem_set.err
+    assert "Your_vocals.wav: no acc" in stem_set.err
+
+
+def test_stems_that_only_ffmpeg_reads_are_skipped_with_its_command(workplace, capsys):
+    os.mkdir("stems")
+    Path("stems/vocals.m4a").write_bytes(M4A)
+
+    with pytest.raises(SystemExit):
+        prep.main(["stems", "--out", "new"])
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("prep.py: skipped: stems/vocals.m4a cannot be read as audio")
+    assert "ffmpeg -i stems/vocals.m4a stems/vocals.wav" in lines[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# prep.py: refusals and interruptions
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        pytest.param("--songs 9999999", "MB are free", id="more than the disk holds"),
+        pytest.param("set --out new", "no usable song found", id="no stems"),
+        pytest.param("nowhere --out new", "nowhere not found", id="no folder"),
+        pytest.param("--songs 8 --seconds 8 --out run", "not made by prep.py", id="other files"),
+        pytest.param("--songs 1", "--songs 1: must be at least 2", id="one song"),
+        pytest.param("--seconds nan", "--seconds nan: must be at least 8", id="no length"),
+        pytest.param("--val-songs 0", "--val-songs 0: must be at least 1", id="no validation"),
+        pytest.param("--workers 0", "--workers 0: must be at least 1", id="no workers"),
+        pytest.param("--seed -1", "--seed -1: must be at least 0", id="negative seed"),
+        pytest.param("--val 1", "--val 1: must lie between 0 and 1", id="no training"),
+    ],
+)
+def test_prep_refuses_options(options, sentence, workplace, capsys):
+    assert sentence in refusal(prep, options.split(), capsys)
+
+
+def test_prep_refuses_a_full_disk(workplace, capsys, full_disk):
+    args = ["--seconds", "8", "--out", "new"]
+
+    assert "cannot be written" in refusal(prep, args, capsys)
+
+
+@dataclass
+class Script:
+    """A script and options that keep it busy."""
+
+    main: object
+    args: list
+
+
+def long_work(script, files, out):
+    """A Script that writes to `out` and takes its time."""
+    if script == "prep":
+        return Script(prep.main, prep_args(out, workers=1))
+    if script == "train":
+        return Script(train.main, train_args(files, out, "--steps 99 --every 1"))
+    args = sample_args(files, f"{files}/song.wav", "--takes", 99, "--out", out)
+    return Script(sample.main, args)
+
+
+def has_begun(folder):
+    """Whether something is written in the folder out, or out.partial; then waits a little."""
+    if any(folder.glob("out*/*")):
+        time.sleep(0.1)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("script", ["prep", "train", "sample"])
+def test_an_interrupted_script_says_so_and_leaves_nothing_half_written(script, files, tmp_path):
+    log = tmp_path / "log.txt"
+    work = long_work(script, files, tmp_path / "out")
+    is_time = functools.partial(has_begun, tmp_path)
+
+    status = run_in_child(work.main, work.args, log, signal.SIGINT, is_time)
+
+    last_line = log.read_text().splitlines()[-1]
+    left = [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".partial")]
+    assert status == 130
+    assert last_line.startswith(f"{script}.py: stopped"), log.read_text()
+    assert left == []
+
+
+def test_after_a_kill_prep_makes_the_same_bytes(files, tmp_path):
+    out = tmp_path / "out"
+    args = prep_args(out, workers=1)  # the set in `files` is by two
+    is_time = functools.partial(has_begun, tmp_path)
+
+    run_in_child(prep.main, args, tmp_path / "log.txt", signal.SIGKILL, is_time)
+    assert not out.exists()
+    prep.main(args)
+
+    for name in prep.FILES:
+        assert (out / name).read_bytes() == (files / "set" / name).read_bytes(), name
+
+
+# --------------------------------------------------------------------------------------------------
+# train.py: data
+
+
+def songs_in_memory(count, length):
+    """Songs of noise, as read_set() gives them: [(facts, int16 (length, 2), float32 (2,))]."""
+    rng = np.random.default_rng(0)
+    songs = []
+    for _ in range(count):
+        pairs = rng.integers(-32768, 32767, (length, 2), np.int16)
+        songs.append(({}, pairs, rng.uniform(1e-5, 1e-4, 2).astype(np.float32)))
+    return songs
+
+
+def plain_clips(songs, count, length, speed_range):
+    """Clips by the plain formula, one at a time: (2, count, length), vocals and accompaniment."""
+    rng = np.random.default_rng(0)
+    song_lengths = np.array([len(pairs) for _, pairs, _ in songs], float)
+    picks = rng.choice(len(songs), count, p=song_lengths / song_lengths.sum())
+    places = rng.random(count)
+    speeds = 1 + speed_range * rng.uniform(-1, 1, count)
+
+    clips = []
+    for pick, place, speed in zip(picks, places, speeds, strict=True):
+        _, pairs, gains = songs[pick]
+        n = length // 128 * round(128 * speed)
+        start = int(place * max(0, len(pairs) - n + 1))
+        clip = torch.from_numpy((pairs[start : start + n] * gains).T)
+        clip = F.pad(clip, (0, n - clip.shape[1]))
+        if n != length:
+            spectrum = torch.fft.rfft(clip)[:, : length // 2 + 1]
+            clip = torch.fft.irfft(spectrum, n=length) * (length / n)
+        clips.append(clip)
+    return torch.stack(clips, dim=1)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(slice(None), id="one process"),
+        pytest.param(slice(0, None, 2), id="first of two"),
+        pytest.param(slice(1, None, 2), id="second of two"),
+    ],
+)
+@pytest.mark.parametrize("speed_range", [0.0, 0.06])
+def test_clips_are_the_same_bits_as_by_a_plain_formula(speed_range, rows):
+    length = 49152
+    songs = songs_in_memory(2, 200_000) + songs_in_memory(1, 40_000)  # the last one is too short
+
+    rng = np.random.default_rng(0)
+    clips = train.read_clips(songs, rng, 12, length, rows, speed_range)
+    vocals, accomp = train.to_waveforms(clips, length, "cpu")
+
+    plain = plain_clips(songs, 12, length, speed_range)[:, rows]
+    assert torch.equal(torch.stack([vocals, accomp]), plain)
+
+
+def test_a_change_of_speed_moves_voice_and_band_by_the_same_interval():
+    length = 49152
+    pair = torch.stack([sine(440, 4), sine(880, 4)], dim=1)
+    gains = np.full(2, 1 / 32768, np.float32)
+    songs = [({}, (32767 * pair).short().numpy(), gains)]
+
+    def peak(wavs):
+        """The strongest frequency of each wave (B, L) in Hz, (B,)."""
+        spectrum = torch.fft.rfft(wavs * torch.hann_window(length)).abs()
+        return spectrum.argmax(1) * RATE / length
+
+    clips = train.read_clips(songs, np.random.default_rng(0), 8, length, speed_range=0.06)
+    vocals, accomp = train.to_waveforms(clips, length, "cpu")
+
+    voice = peak(vocals)
+    close(peak(accomp) / voice, torch.full((8,), 2.0), 0.005, "an octave stays an octave")
+    assert 410 < voice.min() < 430
+    assert 450 < voice.max() < 470
+
+
+@pytest.mark.slow
+def test_one_thread_reads_300_clips_a_second():
+    batches = 5
+    songs = songs_in_memory(4, 60 * RATE)
+    length = 2**20  # 44 s
+    rng = np.random.default_rng(0)
+
+    rates = []
+    for _ in range(4):
+        began = time.perf_counter()
+        for _ in range(batches):
+            train.read_clips(songs, rng, 16, length, speed_range=train.SPEED_RANGE)
+        rates.append(16 * batches / (time.perf_counter() - began))
+
+    print(f"\nread {max(rates):.0f} clips of 44 s a second (of four trials, the best)")
+    assert max(rates) >= 300, rates
+
+
+# --------------------------------------------------------------------------------------------------
+# train.py: steps
+
+
+def train_options(out, more=""):
+    """The options of train_args as train.py parses them."""
+    return train.parse_args(argparse.ArgumentParser(), train_args("unused", out, more))
+
+
+def sum_of_squares(run):
+    """A loss that has a gradient for every weight."""
+    return sum(weight.square().sum() for weight in run.trained)
+
+
+def state_of(run):
+    """All weights, and the optimizer's two averages and step of each, as one vector."""
+    tensors = list(run.trained)
+    for averages in run.optimizer.state.values():
+        tensors += averages.values()
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_step_without_a_finite_gradient_changes_nothing(bad, tmp_path):
+    run = train.Run(train_options(tmp_path), torch.device("cpu"))
+    run.update({"loss": sum_of_squares(run)}, share=0)
+    before = state_of(run)
+
+    run.update({"loss": bad * sum_of_squares(run)}, share=0)
+
+    assert torch.equal(state_of(run), before)
+
+
+def test_the_step_after_a_skipped_one_moves_every_weight(tmp_path):
+    run = train.Run(train_options(tmp_path), torch.device("cpu"))
+    run.update({"loss": sum_of_squares(run)}, share=0)
+    run.update({"loss": math.nan * sum_of_squares(run)}, share=0)
+    before = [weight.detach().clone() for weight in run.trained]
+
+    run.update({"loss": sum_of_squares(run)}, share=0)
+
+    for old, new in zip(before, run.trained, strict=True):
+        assert not torch.equal(old, new) or not old.any()
+        assert new.isfinite().all()
+
+
+def log_of(losses):
+    """A Log to which steps with these losses were added."""
+    log = train.Log(world=1, reader=SimpleNamespace())
+    add_steps(log, losses)
+    return log
+
+
+def add_steps(log, losses):
+    """Adds a step to the log for each of these losses."""
+    for loss in losses:
+        log.add(torch.tensor(1.0), {"loss": torch.tensor(loss)}, audio=1.0)
+
+
+def test_the_log_leaves_out_skipped_steps_and_counts_them():
+    log = log_of([2.0, math.nan, 4.0])
+
+    line = log.line(3, ["loss"], lr=1e-3)
+
+    assert "loss 3.0000 " in line
+    assert "skipped 1 step(s)" in line
+
+
+def test_ten_bad_steps_in_a_row_end_a_run():
+    log = log_of([1.0] + 5 * [math.nan])
+    log.line(6, ["loss"], lr=1e-3)  # five are not yet enough
+    add_steps(log, 5 * [math.inf])
+
+    with pytest.raises(UserError, match="from step 2 on"):
+        log.line(11, ["loss"], lr=1e-3)
+
+
+def test_nine_bad_steps_in_a_row_do_not_end_a_run():
+    log = log_of(9 * [math.nan] + [1.0] + 9 * [math.nan] + [1.0])
+
+    line = log.line(20, ["loss"], lr=1e-3)
+
+    assert "skipped 18 step(s)" in line
+
+
+# --------------------------------------------------------------------------------------------------
+# train.py: runs
+
+
+def script_validation(monkeypatch, scores):
+    """Lets validation find these scores, one after the other -> list that gets the EMA weights."""
+    remaining = list(scores)
+    validated = []
+
+    def validate(model, *args):
+        validated.append(copy.deepcopy(model.state_dict()))
+        return {"loss": remaining.pop(0)}
+
+    def example(*args):
+        return np.zeros((9, 2))
+
+    monkeypatch.setattr(train, "validate", validate)
+    monkeypatch.setattr(train, "example", example)
+    return validated
+
+
+def test_best_pt_holds_the_weights_with_the_lowest_validation_score(
+    files, tmp_path, monkeypatch, capsys
+):
+    validated = script_validation(monkeypatch, [3.0, 1.0, 2.0, 1.5])
+
+    train.main(train_args(files, tmp_path, "--lr 0.1 --warmup 1 --steps 4 --every 1"))
+
+    best = FastSAG.load(tmp_path / "best.pt", "cpu").state_dict()
+    for name, weight in best.items():
+        assert torch.equal(weight, validated[1][name].half().float()), name
+    assert not torch.equal(weights_of(validated[1]), weights_of(validated[3]))
+    use, listen = capsys.readouterr().out.splitlines()[-2:]
+    assert f"Use {tmp_path}/best.pt: its validation loss of 1.0000 at step 2 " in use
+    assert listen.endswith(f"--checkpoint {tmp_path}/best.pt")
+
+
+def weights_of(state_dict):
+    """The weights of a state dict as one vector."""
+    return torch.cat([weight.flatten() for weight in state_dict.values()])
+
+
+@pytest.mark.parametrize(
+    "scores, best_step",
+    [
+        pytest.param([1.5, 1.1], 1, id="higher scores"),
+        pytest.param([1.5, 0.9], 4, id="a lower score"),
+    ],
+)
+def test_a_resumed_run_knows_the_best_score_so_far(
+    scores, best_step, files, tmp_path, monkeypatch, capsys
+):
+    script_validation(monkeypatch, [1.0, 2.0])
+    train.main(train_args(files, tmp_path, "--steps 2 --every 1"))
+    before = (tmp_path / "best.pt").read_bytes()
+
+    script_validation(monkeypatch, scores)
+    train.main(train_args(files, tmp_path, "--steps 4 --every 1 --resume"))
+
+    after = (tmp_path / "best.pt").read_bytes()
+    assert (after == before) == (best_step == 1)
+    assert f"at step {best_step} is the lowest" in capsys.readouterr().out
+
+
+def test_a_run_without_a_working_compiler_goes_on_and_says_so(
+    files, tmp_path, monkeypatch, capsys
+):
+    def broken_compile(*args, **kwargs):
+        raise RuntimeError("no compiler here\nand many more lines")
+
+    monkeypatch.setattr(torch, "compile", broken_compile)
+    script_validation(monkeypatch, [1.0])
+
+    train.main(train_args(files, tmp_path, "--compile --steps 1 --every 1"))
+
+    lines = capsys.readouterr().out.splitlines()
+    about_compiling = [line for line in lines if "compile" in line]
+    reason = "not compiled (RuntimeError: no compiler here)"
+    assert about_compiling == [f"{reason}; --no-compile skips the attempt"]
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
+
+
+@pytest.fixture
+def keep_every_save(monkeypatch):
+    """Training keeps its save of step N as checkpoint.ptN, too."""
+
+    def save_twice(checkpoint, path):
+        fastsag.save_checkpoint(checkpoint, f"{path}{checkpoint['step']}")
+        fastsag.save_checkpoint(checkpoint, path)
+
+    monkeypatch.setattr(train, "save_checkpoint", save_twice)
+
+
+VOCODER_RUN = "--vocoder --steps 6 --every 2 --crop 0.68"  # discriminators from step 5 on
+
+
+def test_training_a_vocoder_changes_nothing_else(files, tmp_path):
+    args = train_args(files, tmp_path, VOCODER_RUN)
+
+    train.main([*args, "--start", f"{files}/tiny.pt"])
+
+    before = FastSAG.load(files / "tiny.pt", "cpu").state_dict()
+    after = FastSAG.load(tmp_path / "checkpoint.pt", "cpu").state_dict()
+    assert after.keys() == before.keys()
+    for name, weight in after.items():
+        is_same = torch.equal(weight, before[name])
+        assert is_same != name.startswith("vocoder."), name
+
+
+def test_a_resumed_vocoder_run_ends_with_the_same_bits(files, tmp_path, keep_every_save):
+    path = tmp_path / "checkpoint.pt"
+    args = train_args(files, tmp_path, VOCODER_RUN)
+    train.main([*args, "--start", f"{files}/tiny.pt"])
+    whole = weights(path)
+
+    os.replace(f"{path}4", path)
+    train.main([*args, "--resume"])
+
+    close(weights(path), whole, 0, "weights of vocoder and discriminators")
+
+
+def test_two_processes_train_as_one_would(files, tmp_path):
+    # An address: no name to look up may fail.
+    launch = "-m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node=2"
+    command = [sys.executable, *launch.split(), train.__file__, *train_args(files, tmp_path)]
+
+    result = subprocess.run(command, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+    one = weights(files / "run/checkpoint.pt")
+    close(weights(tmp_path / "checkpoint.pt"), one, 1e-4, "weights")
+
+
+def steps_printed(log):
+    """The steps of which a log file tells the loss."""
+    if not log.exists():
+        return []
+    return [int(step) for step in re.findall(r"step +(\d+)  loss", log.read_text())]
+
+
+def is_time_to_kill(log, folder, num_steps, rng, during_a_write):
+    """Whether so many steps are printed, and a file is just written, or chance says so."""
+    if len(steps_printed(log)) < num_steps:
+        return False
+    if during_a_write:
+        return any(folder.glob("*.tmp"))
+    return rng.random() < 0.01
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_at_most_one_save_interval_and_change_no_bit(files, tmp_path):
+    steps = 40
+    rng = np.random.default_rng(0)
+    log = tmp_path / "log.txt"
+    killed = tmp_path / "killed"
+    path = killed / "checkpoint.pt"
+    killed_args = train_args(files, killed, f"--steps {steps} --every 1")
+    whole_args = train_args(files, tmp_path / "whole", f"--steps {steps} --every 1")
+
+    for number in range(20):
+        enough = len(steps_printed(log)) + rng.integers(0, 3)
+        during_a_write = number % 2 == 1
+        is_time = functools.partial(
+            is_time_to_kill, log, killed, enough, rng, during_a_write
+        )
+        resume = ["--resume"] if path.exists() else []
+        run_in_child(train.main, killed_args + resume, log, signal.SIGKILL, is_time)
+
+        saved = load_checkpoint(path)["step"] if path.exists() else 0
+        last_printed = max(steps_printed(log), default=0)
+        assert saved >= last_printed - 1, "a step is printed, then saved"
     assert 5 < saved < steps, "the kills came too early or too late to mean anything"
-    assert run(train.main, args(whole), log) == run(train.main, args(killed) + ["--resume"], log) == 0, log.read_text()
-    close(weights(path), weights(whole / "checkpoint.pt"), 0, "weights")
 
-@pytest.mark.parametrize("script, kill", [("prep", True), ("prep", False), ("train", False), ("sample", False)])
-def test_an_interrupted_script_says_so_and_leaves_nothing_half_written(script, kill, files, tmp_path):
-    out, log = tmp_path / "out", tmp_path / "log.txt"
-    args = dict(prep=prep_args(out, 1), train=train_args(files, out, "--steps 99 --every 1"),
-                sample=sample_args(files, f"{files}/song.wav", "--takes", 99, "--out", out))[script]
-    main, begun = sys.modules[script].main, lambda: any(tmp_path.glob("out*/*")) and not time.sleep(0.1)
-    status = run(main, args, log, signal.SIGKILL if kill else signal.SIGINT, begun)
-    if kill:                                                               # the next time the same bytes come out, of
-        assert not out.exists() and main(args) == 0                        # one worker; the set in `files` is by two
-        assert all((out / name).read_bytes() == (files / "set" / name).read_bytes() for name in prep.FILES)
-    else:
-        assert status == 130 and log.read_text().splitlines()[-1].startswith(f"{script}.py: stopped"), log.read_text()
-        assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".partial")]
+    assert run_in_child(train.main, killed_args + ["--resume"], log) == 0, log.read_text()
+    assert run_in_child(train.main, whole_args, log) == 0, log.read_text()
 
-@pytest.mark.parametrize("name, rate, channels, subtype, gain, offset", [
-    ("telephone.wav", 8000, 1, "PCM_U8", 1, 0), ("eight.wav", 96000, 8, "DOUBLE", 1, 0),
-    ("studio.wav", 192000, 2, "PCM_32", 1, 0), ("-Süße 🎤 x.flac", 44100, 2, "PCM_24", 1, 0),
-    ("a.aiff", 22050, 1, "PCM_S8", 1, 0), ("b.ogg", 48000, 2, "VORBIS", 1, 0),
-    ("clipped.wav", 16000, 1, "PCM_16", 6, 0), ("c.mp3", 44100, 1, "MPEG_LAYER_III", 1, 0),
-    ("offset.wav", 16000, 1, "PCM_16", 1, 0.5), ("loud.wav", 16000, 1, "FLOAT", 1e5, 0),
-    ("inaudible.wav", 16000, 1, "FLOAT", 1e-5, 0)])
-def test_a_voice_is_heard_whatever_the_file(name, rate, channels, subtype, gain, offset, tmp_path, capsys):
-    soundfile.write(tmp_path / name, np.stack([gain * singing(1, rate) + offset] * channels, 1), rate, subtype=subtype)
+    close(weights(path), weights(tmp_path / "whole/checkpoint.pt"), 0, "weights")
+
+
+# --------------------------------------------------------------------------------------------------
+# train.py: refusals
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        pytest.param("train.bin", 4000, id="train.bin too short"),
+        pytest.param("val.bin", 4001, id="val.bin with half a sample"),
+        pytest.param("val.bin", 0, id="val.bin empty"),
+        pytest.param("meta.json", 100, id="meta.json too short"),
+    ],
+)
+def test_train_refuses_a_set_that_is_cut_off(name, size, workplace, capsys):
+    cut(f"set/{name}", size)
+
+    sentence = refusal(train, train_args(".", "run"), capsys)
+
+    assert "not a whole data set" in sentence
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        pytest.param('"songs"', '"sings"', id="no songs"),
+        pytest.param('"songs": [', '"songs": 7, "": [', id="songs is a number"),
+        pytest.param('"format": ', '"format": 99', id="another format"),
+        pytest.param('"accomp_dbfs": ', '"accomp_dbfs": -Infinity, "": ', id="silent band"),
+        pytest.param('"length": ', '"length": 9', id="beyond the file"),
+    ],
+)
+def test_train_refuses_a_set_with_wrong_facts(old, new, workplace, capsys):
+    meta = Path("set/meta.json")
+    facts = meta.read_text()
+    assert old in facts
+    meta.write_text(facts.replace(old, new))
+
+    sentence = refusal(train, train_args(".", "run"), capsys)
+
+    assert "not a whole data set" in sentence
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        pytest.param("", "is there already", id="a run is there"),
+        pytest.param("--seed -1", "--seed -1: must be at least 0", id="negative seed"),
+        pytest.param("--data .", "not a whole data set", id="no set"),
+        pytest.param("--resume --seed 1", "--seed 0, not 1", id="another seed"),
+        pytest.param("--resume --out new", "cannot be read", id="nothing to resume"),
+        pytest.param("--lr nan", "--lr nan: must be at least", id="no learning rate"),
+        pytest.param("--batch-size 0", "--batch-size 0: must be at least 1", id="no clips"),
+        pytest.param("--warmup 0", "--warmup 0: must be at least 1", id="no warm-up"),
+        pytest.param("--crop 0.1", "--crop 0.1: must be at least 0.5", id="short clips"),
+        pytest.param("--minutes 0", "--minutes 0.0: must be at least 0.01", id="no time"),
+        pytest.param("--adversarial 2", "must lie between 0 and 1", id="share above 1"),
+        pytest.param("--vocoder", "--vocoder needs --start", id="vocoder of no model"),
+    ],
+)
+def test_train_refuses_options(options, sentence, workplace, capsys):
+    args = train_args(".", "run") + options.split()
+
+    assert sentence in refusal(train, args, capsys)
+
+
+def test_train_ends_when_losses_are_nan(workplace, capsys):
+    args = train_args(".", "new", "--lr 1e38 --steps 20 --every 20")
+
+    sentence = refusal(train, args, capsys)
+
+    assert "from step 2 on" in sentence
+
+
+def test_train_ends_when_validation_is_nan(workplace, monkeypatch, capsys):
+    script_validation(monkeypatch, [math.nan])
+    args = train_args(".", "new", "--steps 1")
+
+    sentence = refusal(train, args, capsys)
+
+    assert "validation loss is nan at step 1" in sentence
+
+
+def test_train_refuses_to_resume_from_another_version(workplace, capsys):
+    change_checkpoint("run/checkpoint.pt", {"optimizer": {}})
+    args = train_args(".", "run", "--resume")
+
+    assert "another version" in refusal(train, args, capsys)
+
+
+def test_train_refuses_to_resume_weights_for_sampling(workplace, capsys):
+    shutil.copy("tiny.pt", "run/checkpoint.pt")
+    args = train_args(".", "run", "--resume")
+
+    assert "is for sampling only" in refusal(train, args, capsys)
+
+
+def test_train_refuses_a_full_disk(workplace, capsys, full_disk):
+    args = train_args(".", "new")
+
+    assert "cannot be written" in refusal(train, args, capsys)
+
+
+# --------------------------------------------------------------------------------------------------
+# sample.py: reading
+
+M4A = b"\x00\x00\x00\x20ftypM4A \x00\x00\x00\x00M4A mp42isom" + bytes(4000)
+
+
+@pytest.mark.parametrize(
+    "name, rate, channels, subtype",
+    [
+        pytest.param("telephone.wav", 8000, 1, "PCM_U8", id="telephone"),
+        pytest.param("eight.wav", 96000, 8, "DOUBLE", id="eight channels"),
+        pytest.param("studio.wav", 192000, 2, "PCM_32", id="studio"),
+        pytest.param("-Süße 🎤 x.flac", 44100, 2, "PCM_24", id="flac with a strange name"),
+        pytest.param("a.aiff", 22050, 1, "PCM_S8", id="aiff"),
+        pytest.param("b.ogg", 48000, 2, "VORBIS", id="ogg"),
+        pytest.param("c.mp3", 44100, 1, "MPEG_LAYER_III", id="mp3"),
+    ],
+)
+def test_a_voice_is_heard_whatever_the_file(name, rate, channels, subtype, tmp_path, capsys):
+    written = np.stack([singing(1, rate)] * channels, axis=1)
+    soundfile.write(tmp_path / name, written, rate, subtype=subtype)
+
     wav, rate_read = sample.read_vocals(str(tmp_path / name))
-    assert rate_read == rate and wav.shape == (rate,) and abs(wav.mean()) < 1e-3 * wav.abs().max()
-    assert corr(wav, singing(1, rate)) > (0.9 if name == "clipped.wav" else 0.98)
-    said = capsys.readouterr().out
-    assert ("gained up" in said) == (name == "inaudible.wav") and (not said or fastsag.active_dbfs(wav, rate) > -20.1)
 
-song = lambda wav, rate=16000: lambda: soundfile.write("song.wav", wav, rate, subtype="FLOAT")
-cut = lambda path, size: lambda: os.truncate(path, size)
-meta = lambda old, new: lambda: Path("set/meta.json").write_text(Path("set/meta.json").read_text().replace(old, new))
-model = lambda path="tiny.pt", **parts: lambda: torch.save(torch.load(path, weights_only=True) | parts, path)
-config = lambda **change: model(config=asdict(TINY) | change)
-evil = type("Evil", (), dict(__reduce__=lambda self: (open, ("trap", "w"))))()         # makes it when it is loaded
-nothing, full = lambda: None, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9999, -1))
+    assert rate_read == rate
+    assert wav.shape == (rate,)
+    assert abs(wav.mean()) < 1e-3 * wav.abs().max()
+    assert correlation(wav, singing(1, rate)) > 0.98
+    assert capsys.readouterr().out == ""
 
-@pytest.mark.parametrize("command, sentence, spoil", [("sample song.wav", *row) for row in (
-    ("no samples", song([])), ("is silent", song(np.full(16000, 0.3))), ("0.10 s long", song(singing(0.1))),
-    ("1 samples", song([math.nan] + [0.1] * 9000)), ("1e10", song(1e30 * singing())), ("768 kHz", song(singing(), 5)),
-    ("4 hours", song(np.zeros(15000000), 1000)), ("read as audio", cut("song.wav", 20)),
-    ("cannot be read", cut("tiny.pt", 9999)), ("cannot be read", config(dim=evil)), ("cannot be written", full),
-    ('no "config"', lambda: torch.save({}, "tiny.pt")), ("argument 'wings'", config(wings=2)),
-    ("size mismatch", config(dim=64)), ("another version", config(channels=())), ("Missing key", model(ema={}))
-)] + [("train", "not a whole data set", spoil) for spoil in (
-    cut("set/train.bin", 4000), cut("set/val.bin", 4001), cut("set/val.bin", 0), cut("set/meta.json", 100),
-    meta('"songs"', '"sings"'), meta('"songs": [', '"songs": 7, "": ['), meta('"format": ', '"format": 99'),
-    meta('"accomp_dbfs": ', '"accomp_dbfs": -Infinity, "": '), meta('"length": ', '"length": 9')
-)] + [("train --lr 1e38 --out new", "at step 2", nothing), ("train --resume --seed 1", "'seed': 0", nothing),
-      ("train --resume", "another version", model("run/checkpoint.pt", optimizer={})),
-      ("train --out new", "cannot be written", full), ("prep --seconds 8 --out new", "cannot be written", full)
-] + [(command, "", nothing) for command in (
-    "sample song.wav --steps 0", "sample song.wav --seed -1", "sample song.wav --guidance nan", "train", "train --seed -1",
-    "sample song.wav --device toaster", "sample song.wav --out song.wav", "sample song.wav --checkpoint missing.pt",
-    "sample missing.wav", "sample --evaluate nowhere", "prep --songs 9999999", "prep set --out new", "train --data .")])
-def test_a_refusal_is_one_line_and_writes_nothing(command, sentence, spoil, files, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(shutil.copytree(files, tmp_path, dirs_exist_ok=True))
-    there = lambda: {path for path in Path().rglob("*") if path.is_file()}
-    limit, before = resource.getrlimit(resource.RLIMIT_FSIZE), there()
-    spoil()
-    script, *options = command.split()
-    args = dict(sample=sample_args(".", *options), train=train_args(".", "run") + options, prep=options)[script]
-    status, said = sys.modules[script].main(args), capsys.readouterr().err
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert status == 2 and re.fullmatch(rf"{script}\.py: .*\n", said) and sentence in said, said
-    assert there() == before
+
+@pytest.mark.parametrize(
+    "gain, offset, subtype, least_correlation",
+    [
+        pytest.param(6, 0, "PCM_16", 0.9, id="clipped"),
+        pytest.param(1, 0.5, "PCM_16", 0.98, id="offset"),
+        pytest.param(1e5, 0, "FLOAT", 0.98, id="far too loud"),
+        pytest.param(1e-5, 0, "FLOAT", 0.98, id="inaudible"),
+    ],
+)
+def test_a_voice_is_heard_whatever_its_level(
+    gain, offset, subtype, least_correlation, tmp_path, capsys
+):
+    path = str(tmp_path / "voice.wav")
+    soundfile.write(path, gain * singing(1) + offset, 16000, subtype=subtype)
+
+    wav, _ = sample.read_vocals(path)
+
+    is_gained_up = "gained up" in capsys.readouterr().out
+    assert wav.shape == (16000,)
+    assert abs(wav.mean()) < 1e-3 * wav.abs().max()
+    assert correlation(wav, singing(1)) > least_correlation
+    assert is_gained_up == (gain < 1)
+    if is_gained_up:
+        assert fastsag.active_dbfs(wav, 16000) > -20.1
+
 
 def test_damaged_files_are_heard_or_refused_in_one_line(tmp_path):
-    rng, refused, path = np.random.default_rng(0), 0, tmp_path / "song"
+    rng = np.random.default_rng(0)
+    path = tmp_path / "song"
+    refused = 0
+
     for kind in 60 * ("wav", "flac", "ogg", "mp3", "aiff"):
         soundfile.write(path, singing(1), 16000, format=kind)
-        data = np.fromfile(path, np.uint8)[: rng.choice([10 ** 9, rng.integers(20000)])]       # whole or cut off
-        data[:200][rng.random(len(data[:200])) < rng.choice([0, 0.02, 0.1])] = rng.integers(256)
+        data = np.fromfile(path, np.uint8)
+        if rng.random() < 0.5:
+            data = data[: rng.integers(20000)]  # cut off
+        header = data[:200]
+        is_damaged = rng.random(len(header)) < rng.choice([0, 0.02, 0.1])
+        header[is_damaged] = rng.integers(256)
         path.write_bytes(data)
+
         try:
             assert torch.isfinite(sample.read_vocals(path)[0]).all()
         except UserError as problem:
-            refused += "\n" not in str(problem)
-    assert 60 < refused < 240, refused
+            assert "\n" not in str(problem)
+            refused += 1
 
-def test_every_good_song_is_played_and_each_take_tells_how_to_make_it_again(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(shutil.copytree(files, tmp_path, dirs_exist_ok=True))
-    songs = {"-ü🎤.wav": (16000, 0.5, "-ü🎤"), "run/-ü🎤.wav": (48000, 4.7, "-ü🎤-2")}          # neither is an option
-    for path, (rate, gain, _) in songs.items():
-        soundfile.write(path, gain * singing(1.5, rate), rate)
-    assert sample.main(sample_args(".", "missing.wav", *songs, "--takes", 2, "--seed", 5, "--page")) == 2
-    out, err = capsys.readouterr()
-    assert "RTF" in out.splitlines()[-1] and re.fullmatch("sample.py: missing.wav.*\n", err)
-    model, page = FastSAG.load("tiny.pt", "cpu"), Path("out/index.html").read_text()
-    for weight, saved in zip(model.parameters(), random_model().parameters(), strict=True):
-        close(weight, saved.half(), 0, "half precision")
-    assert not re.search('(src|href)="(?!data:)|https?:', page), "the page needs something from elsewhere"
-    sounds = re.findall('"(data:audio/flac;.*?)"', page)
-    assert sorted(os.listdir("out")) == ["-ü🎤", "-ü🎤-2", "index.html"] and len(sounds) == 4
-    for (path, (rate, gain, folder)), sound in zip(songs.items(), sounds[1::2]):
-        (accomp, rate_out), (mix, _) = (soundfile.read(f"out/{folder}/{wav}-2.wav") for wav in ("accompaniment", "mix"))
-        sung = fastsag.resample(sample.read_vocals(path)[0], rate, rate_out)
-        assert rate_out == max(rate, RATE) and len(accomp) == len(mix) == len(sung) and 0.1 < np.abs(mix).max() < 0.995
-        if gain < 1:                                                       # too loud a mix is turned down
-            close(mix, sung.numpy() + accomp, 1e-3, "mix")
-            close(accomp, model.accompany(sung, rate_out, steps=2, seed=6), 1e-3, "take 2")
-            for wav in (accomp, torch.cat([0 * sung, sung])):              # silence does not count
-                close(fastsag.active_dbfs(wav, RATE), 10 * sung.square().mean().log10(), 0.1, "active level")
-        assert Path(f"out/{folder}/mix.wav").read_bytes() != Path(f"out/{folder}/mix-2.wav").read_bytes()
-        png, number = Path(f"out/{folder}/mel-2.png").read_bytes(), lambda at: int.from_bytes(png[at: at + 4], "big")
-        assert png[:4] == b"\x89PNG" and len(zlib.decompress(png[41:-16])) == number(20) * (1 + 3 * number(16))
-        assert all(zlib.crc32(png[a:b]) == number(b) for a, b in ((12, 29), (37, len(png) - 16))), "checksums"
-        pair, rate_page = soundfile.read(urllib.request.urlopen(sound))
-        assert rate_page == RATE and corr(pair.sum(1), mix[:: rate_out // RATE]) > 0.99
-    command = soundfile.SoundFile("out/-ü🎤-2/mix-2.wav").comment.replace("python sample.py", (
-        f"PYTHONIOENCODING=ascii OMP_NUM_THREADS={torch.get_num_threads()} {sys.executable} {sample.__file__}"))
-    result = subprocess.run(f"{command} --out again --device cpu <&-", shell=True, capture_output=True)     # no stdin
+    assert 60 < refused < 240
+
+
+# --------------------------------------------------------------------------------------------------
+# sample.py: refusals
+
+
+@pytest.mark.parametrize(
+    "wav, rate, sentence",
+    [
+        pytest.param([], 16000, "no samples", id="empty"),
+        pytest.param(np.full(16000, 0.3), 16000, "is silent", id="constant"),
+        pytest.param(singing(0.1), 16000, "0.10 s long", id="too short"),
+        pytest.param([math.nan] + [0.1] * 9000, 16000, "1 samples", id="NaN"),
+        pytest.param(1e30 * singing(), 16000, "1e10", id="beyond loudness"),
+        pytest.param(singing(), 5, "768 kHz", id="rate of 5 Hz"),
+        pytest.param(np.zeros(15_000_000), 1000, "4 hours", id="longer than 4 hours"),
+    ],
+)
+def test_sample_refuses_a_sound(wav, rate, sentence, workplace, capsys):
+    soundfile.write("song.wav", wav, rate, subtype="FLOAT")
+    args = sample_args(".", "song.wav")
+
+    assert sentence in refusal(sample, args, capsys, usage=False)
+
+
+def test_sample_refuses_a_file_that_is_cut_off(workplace, capsys):
+    cut("song.wav", 20)
+    args = sample_args(".", "song.wav")
+
+    assert "read as audio" in refusal(sample, args, capsys, usage=False)
+
+
+def test_sample_refuses_a_missing_file(workplace, capsys):
+    args = sample_args(".", "missing.wav")
+
+    assert "missing.wav cannot be read" in refusal(sample, args, capsys, usage=False)
+
+
+def test_sample_tells_how_to_convert_a_recording_of_a_phone(workplace, capsys):
+    Path("my song.m4a").write_bytes(M4A)
+    args = sample_args(".", "my song.m4a")
+
+    sentence = refusal(sample, args, capsys, usage=False)
+
+    assert sentence.startswith("my song.m4a cannot be read as audio (a .m4a file)")
+    assert sentence.endswith("ffmpeg -i 'my song.m4a' 'my song.wav'")
+
+
+def test_sample_refuses_a_file_in_place_of_its_folder(workplace, capsys):
+    args = sample_args(".", "song.wav", "--out", "song.wav")
+
+    assert "cannot be written" in refusal(sample, args, capsys, usage=False)
+
+
+def test_sample_refuses_a_full_disk(workplace, capsys, full_disk):
+    args = sample_args(".", "song.wav")
+
+    assert "cannot be written" in refusal(sample, args, capsys, usage=False)
+
+
+@pytest.mark.parametrize(
+    "parts, sentence",
+    [
+        pytest.param(
+            {"config": asdict(TINY) | {"wings": 2}}, "argument 'wings'", id="unknown field"
+        ),
+        pytest.param({"config": asdict(TINY) | {"dim": 64}}, "size mismatch", id="other size"),
+        pytest.param(
+            {"config": asdict(TINY) | {"channels": ()}}, "another version", id="no channels"
+        ),
+        pytest.param({"ema": {}}, "Missing key", id="no weights"),
+    ],
+)
+def test_sample_refuses_a_checkpoint_that_does_not_fit(parts, sentence, workplace, capsys):
+    change_checkpoint("tiny.pt", parts)
+    args = sample_args(".", "song.wav")
+
+    assert sentence in refusal(sample, args, capsys)
+
+
+def test_sample_refuses_a_checkpoint_that_is_cut_off(workplace, capsys):
+    cut("tiny.pt", 9999)
+    args = sample_args(".", "song.wav")
+
+    assert "cannot be read" in refusal(sample, args, capsys)
+
+
+def test_sample_refuses_a_file_that_is_no_checkpoint(workplace, capsys):
+    torch.save({}, "tiny.pt")
+    args = sample_args(".", "song.wav")
+
+    assert 'no "config"' in refusal(sample, args, capsys)
+
+
+class MakesATrap:
+    """Makes a file when it is loaded by pickle, as a stranger's checkpoint might."""
+
+    def __reduce__(self):
+        return open, ("trap", "w")
+
+
+def test_a_checkpoint_cannot_run_code(workplace, capsys):
+    change_checkpoint("tiny.pt", {"config": asdict(TINY) | {"dim": MakesATrap()}})
+    args = sample_args(".", "song.wav")
+
+    assert "cannot be read" in refusal(sample, args, capsys)
+    assert not Path("trap").exists()
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        pytest.param("song.wav --steps 0", "--steps 0: must be at least 1", id="no steps"),
+        pytest.param("song.wav --takes 0", "--takes 0: must be at least 1", id="no takes"),
+        pytest.param("song.wav --seed -1", "--seed -1: must be at least 0", id="negative seed"),
+        pytest.param("song.wav --guidance nan", "between 0 and 20", id="no guidance"),
+        pytest.param("song.wav --device toaster", "toaster is not available", id="no device"),
+        pytest.param("song.wav --checkpoint no.pt", "no.pt cannot be read", id="no weights"),
+        pytest.param("--evaluate nowhere", "not a whole data set", id="no set"),
+        pytest.param("song.wav --evaluate set", "give audio files", id="songs and a set"),
+        pytest.param("", "give audio files", id="no songs"),
+    ],
+)
+def test_sample_refuses_options(options, sentence, workplace, capsys):
+    args = sample_args(".", *options.split())
+
+    assert sentence in refusal(sample, args, capsys)
+
+
+# --------------------------------------------------------------------------------------------------
+# sample.py: two songs of the same name, two takes each, with a page; and a song that is missing
+
+
+@dataclass
+class PlayedSong:
+    """A song and where its accompaniments must be."""
+
+    path: str  # neither name is an option
+    rate: int
+    gain: float
+    folder: str
+    sound: int  # number of its second take on the page
+
+
+QUIET = PlayedSong("-ü🎤.wav", 16000, 0.5, "-ü🎤", sound=1)
+LOUD = PlayedSong("run/-ü🎤.wav", 48000, 4.7, "-ü🎤-2", sound=3)
+both_songs = pytest.mark.parametrize(
+    "song",
+    [
+        pytest.param(QUIET, id="quiet"),
+        pytest.param(LOUD, id="loud"),
+    ],
+)
+
+
+@dataclass
+class Session:
+    """What sample.py made of the songs."""
+
+    root: Path
+    status: int
+    out: str
+    err: str
+
+    def read(self, song, name):
+        """A sound file of a song -> wave (L,), rate."""
+        return soundfile.read(self.root / "out" / song.folder / name)
+
+    def bytes_of(self, song, name):
+        """The bytes of one of a song's files."""
+        return (self.root / "out" / song.folder / name).read_bytes()
+
+    def sung(self, song):
+        """The voice at the rate of the accompaniment, (L,)."""
+        wav, rate = sample.read_vocals(str(self.root / song.path))
+        return fastsag.resample(wav, rate, max(rate, RATE))
+
+    def page(self):
+        """The page's text."""
+        return (self.root / "out/index.html").read_text()
+
+    def sounds(self):
+        """The sounds in the page, as links."""
+        return re.findall('"(data:audio/flac;.*?)"', self.page())
+
+
+@pytest.fixture(scope="module")
+def played(files, tmp_path_factory):
+    """The Session; its seeds are 5 for the first takes and 6 for the second ones."""
+    root = tmp_path_factory.mktemp("played")
+    shutil.copytree(files, root, dirs_exist_ok=True)
+    for song in (QUIET, LOUD):
+        soundfile.write(root / song.path, song.gain * singing(1.5, song.rate), song.rate)
+    paths = ["missing.wav", QUIET.path, LOUD.path]
+    args = sample_args(".", *paths, "--takes", 2, "--seed", 5, "--page")
+
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    err = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as exit_info,
+    ):
+        patch.chdir(root)
+        sample.main(args)
+
+    said = out.buffer.getvalue().decode()
+    return Session(root, exit_info.value.code, said, err.getvalue())
+
+
+def test_a_bad_song_is_reported_and_the_others_are_played(played):
+    assert played.status == 2
+    assert re.fullmatch("sample.py: error: missing.wav.*\n", played.err)
+    assert "RTF" in played.out.splitlines()[-1]
+
+
+def test_songs_of_the_same_name_get_folders_of_their_own(played):
+    names = sorted(os.listdir(played.root / "out"))
+
+    assert names == [QUIET.folder, LOUD.folder, "index.html"]
+
+
+@both_songs
+def test_files_have_rate_and_length_of_the_song_and_do_not_clip(song, played):
+    accomp, rate = played.read(song, "accompaniment-2.wav")
+    mix, _ = played.read(song, "mix-2.wav")
+
+    assert rate == max(song.rate, RATE)
+    assert len(accomp) == len(mix) == len(played.sung(song))
+    assert 0.1 < np.abs(mix).max() < 0.995
+
+
+def test_the_mix_is_voice_plus_accompaniment(played):
+    accomp, _ = played.read(QUIET, "accompaniment-2.wav")
+    mix, _ = played.read(QUIET, "mix-2.wav")
+
+    close(mix, played.sung(QUIET).numpy() + accomp, 1e-3, "mix")
+
+
+def test_the_second_take_is_what_the_next_seed_plays(played):
+    model = FastSAG.load(played.root / "tiny.pt", "cpu")
+    accomp, rate = played.read(QUIET, "accompaniment-2.wav")
+
+    expected = model.accompany(played.sung(QUIET), rate, num_steps=2, seed=6)
+
+    close(accomp, expected, 1e-3, "take 2")
+
+
+def test_the_accompaniment_is_as_loud_as_the_voice(played):
+    accomp, _ = played.read(QUIET, "accompaniment-2.wav")
+    sung = played.sung(QUIET)
+    level = 10 * sung.square().mean().log10()
+
+    close(fastsag.active_dbfs(accomp, RATE), level, 0.1, "active level")
+
+
+def test_silence_does_not_count_in_the_active_level(played):
+    sung = played.sung(QUIET)
+    level = 10 * sung.square().mean().log10()
+
+    half_silent = torch.cat([0 * sung, sung])
+
+    close(fastsag.active_dbfs(half_silent, RATE), level, 0.1, "active level")
+
+
+@both_songs
+def test_takes_differ(song, played):
+    assert played.bytes_of(song, "mix.wav") != played.bytes_of(song, "mix-2.wav")
+
+
+@both_songs
+def test_the_picture_is_a_whole_png_file(song, played):
+    png = played.bytes_of(song, "mel-2.png")
+
+    def number(at):
+        return int.from_bytes(png[at : at + 4], "big")
+
+    width = number(16)
+    height = number(20)
+    end = len(png) - 16  # of the pixels: their checksum and an empty chunk follow
+    pixels = zlib.decompress(png[41:end])
+    assert png[:4] == b"\x89PNG"
+    assert len(pixels) == height * (1 + 3 * width)
+    assert zlib.crc32(png[12:29]) == number(29), "checksum of the header"
+    assert zlib.crc32(png[37:end]) == number(end), "checksum of the pixels"
+
+
+def test_the_page_needs_nothing_from_elsewhere(played):
+    assert not re.search('(src|href)="(?!data:)|https?:', played.page())
+
+
+@both_songs
+def test_the_page_plays_the_mix(song, played):
+    mix, rate = played.read(song, "mix-2.wav")
+    sounds = played.sounds()
+
+    pair, page_rate = soundfile.read(urllib.request.urlopen(sounds[song.sound]))
+
+    assert len(sounds) == 4
+    assert page_rate == RATE
+    assert correlation(pair.sum(1), mix[:: rate // RATE]) > 0.99
+
+
+def test_a_take_tells_how_to_make_it_again(played):
+    comment = soundfile.SoundFile(played.root / "out" / LOUD.folder / "mix-2.wav").comment
+    environment = f"PYTHONIOENCODING=ascii OMP_NUM_THREADS={torch.get_num_threads()}"
+    python = f"{environment} {sys.executable} {sample.__file__}"
+    command = comment.replace("python sample.py", python)
+
+    result = subprocess.run(
+        f"{command} --out again --device cpu <&-",  # no stdin
+        shell=True,
+        cwd=played.root,
+        capture_output=True,
+    )
+
     assert (result.returncode, result.stderr) == (0, b""), result
-    for name in ("accompaniment.wav", "mix.wav", "mel.png"):
-        assert Path("again/-ü🎤", name).read_bytes() == Path("out/-ü🎤-2", name.replace(".", "-2.")).read_bytes(), name
+    again = played.root / "again" / QUIET.folder
+    for name, second in (
+        ("accompaniment.wav", "accompaniment-2.wav"),
+        ("mix.wav", "mix-2.wav"),
+        ("mel.png", "mel-2.png"),
+    ):
+        assert (again / name).read_bytes() == played.bytes_of(LOUD, second), name
 
-def test_a_delay_is_forgiven_by_the_second_measure_of_rhythm_only(wav=music(96 * 1024)):
-    rows = [sample.measure(wav.roll(256 * late), wav, CFG, {})[0] for late in (5, -5, 13, -13)]
-    strict, free = ([row[name] for row in rows] for name in ("rhythm", "rhythm +-64 ms"))
-    assert max(strict) < 0.5 < 0.95 < min(free[:2]) and max(free[2:]) < 0.5, rows
 
-def test_evaluation_prints_its_table_with_the_ceiling_above_the_floor(files, capsys):
-    assert sample.main(sample_args(files, "--evaluate", files / "set")) == 0
-    out = capsys.readouterr().out                                          # the harmony of each row
-    true, copy, generated, *_, floor = [float(line[28:].split("±")[0]) for line in out.splitlines() if "±" in line]
-    assert abs(true - 1) < 0.002 and true > copy > floor and generated > 0, out
-    close(sample.frechet(a := np.random.default_rng(0).standard_normal((500, 50)), a + 0.3), 50 * 0.3 ** 2, 1e-6)
+# --------------------------------------------------------------------------------------------------
+# sample.py: measures
+
+
+@pytest.mark.parametrize("delay", [5, -5, 13, -13])
+def test_a_delay_is_forgiven_by_the_second_measure_of_rhythm_only(delay):
+    wav = music(96 * 1024)
+
+    values, _ = sample.measure(wav.roll(256 * delay), wav, CFG, {})
+
+    assert values["rhythm"] < 0.5
+    if abs(delay) <= 6:  # 64 ms
+        assert values["rhythm +-64 ms"] > 0.95
+    else:
+        assert values["rhythm +-64 ms"] < 0.5
+
+
+def test_the_table_has_the_ceiling_above_the_floor(files, capsys):
+    sample.main(sample_args(files, "--evaluate", files / "set"))
+
+    out = capsys.readouterr().out
+    rows = [line[28:] for line in out.splitlines() if "±" in line]
+    harmony = [float(row.split("±")[0]) for row in rows]
+    true, ceiling, generated = harmony[:3]
+    floor = harmony[-1]
+    assert abs(true - 1) < 0.002, out
+    assert true > ceiling > floor, out
+    assert generated > 0, out
+
+
+def test_the_frechet_distance_of_a_shift_is_its_square():
+    vectors = np.random.default_rng(0).standard_normal((500, 50))
+
+    distance = sample.frechet(vectors, vectors + 0.3)
+
+    close(distance, 50 * 0.3**2, 1e-6, "Frechet distance")

@@ -747,7 +747,7 @@ def keep_freed_memory():
     M_TRIM_THRESHOLD = -1
     M_MMAP_MAX = -4
     mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def compile_networks(model, device):

@@ -19,6 +19,7 @@ The modules, in reading order:
 
     score.py      what a score is, and the styles: patterns for drums, bass and chords
     compose.py    random numbers -> Score: chords, motifs, melodies, form
+    lead_sheet.py a file of melodies and chords -> Score; may be skipped at first
     singer.py     Score -> vocals: curves of pitch and loudness, then source and filter
     band.py       Score -> accompaniment: patterns become events, events become sound
     sound.py      what both use: levels, and a room

@@ -1,6 +1,6 @@
 """The band: from a score to an accompaniment, in two steps.
 
-    Score -> Events    play: bar by bar, each player's pattern over the bar's chord
+    Score -> Events    play: bar by bar, each player's pattern over the bar's chords
           -> wave      record_band: every event's sound on its player's track, then the mix
 
 The players read form and chords, not the melody. An instrument is a list of overtones and how they
@@ -377,9 +377,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Part:
-    """What a player plays in one bar."""
+    """What a player plays in one bar, or in a Span of it."""
 
     player: str
+    beat: int  # where it begins, counted from the bar line
+    beats: int  # length
     pattern: str  # one sign per sixteenth, see Style
     sounds: dict  # sign: MIDI notes, or names of drums
 
@@ -413,9 +415,15 @@ def voicing(chord, lowest):
     return [int(lowest + (pitch_class - lowest) % 12) for pitch_class in chord]
 
 
-def chord_part(band, style, bar):
+def signs_of(pattern, span):
+    """The signs of a bar's pattern that fall into the Span."""
+    begin = 4 * span.beat
+    return pattern[begin : begin + 4 * span.beats]
+
+
+def chord_part(band, style, section, span):
     """The harmony: chords, or their tones one by one."""
-    notes = voicing(bar.chord, band.register["chords"])
+    notes = voicing(span.chord, band.register["chords"])
     sounds = {"X": notes, "s": notes}
 
     # Tones one by one, from low to high. A triad lacks a fourth: its lowest, an octave up.
@@ -423,20 +431,31 @@ def chord_part(band, style, bar):
     for sign, note in zip("abcd", tones[:4], strict=True):
         sounds[sign] = [note]
 
-    pattern = style.bridge if bar.section == "bridge" else style.harmony
-    return Part("chords", pattern, sounds)
+    pattern = style.bridge if section == "bridge" else style.harmony
+    signs = signs_of(pattern, span)
+
+    # A chord that is held is struck again when it changes.
+    before = pattern[: 4 * span.beat].rstrip(".")
+    if before.endswith("X") and signs[0] == ".":
+        signs = "X" + signs[1:]
+    return Part("chords", span.beat, span.beats, signs, sounds)
 
 
-def bass_part(band, style, bar):
+def bass_part(band, style, span):
     """Root, third and fifth of the chord, and the octave above the root."""
-    root, third, fifth = voicing(bar.chord, band.register["bass"])[:3]
+    root, third, fifth = voicing(span.chord, band.register["bass"])[:3]
     sounds = {"R": [root], "3": [third], "5": [fifth], "8": [root + 12]}
-    return Part("bass", style.bass, sounds)
+
+    signs = signs_of(style.bass, span)
+    if span.beat > 0:  # whatever the pattern has there: a new chord begins with its root
+        signs = "R" + signs[1:]
+    return Part("bass", span.beat, span.beats, signs, sounds)
 
 
-def pad_part(band, bar):
-    """One chord that is held for the whole bar."""
-    return Part("pad", "X", {"X": voicing(bar.chord, band.register["pad"])})
+def pad_part(band, span):
+    """One chord that is held until it changes."""
+    sounds = {"X": voicing(span.chord, band.register["pad"])}
+    return Part("pad", span.beat, span.beats, "X", sounds)
 
 
 def drum_parts(rng, band, style, cymbal, begins, ends):
@@ -455,20 +474,21 @@ def drum_parts(rng, band, style, cymbal, begins, ends):
     parts = []
     for drum, pattern in patterns:
         sounds = {sign: [drum] for sign in "Xxo"}
-        parts.append(Part("drums", pattern, sounds))
+        parts.append(Part("drums", 0, style.meter, pattern, sounds))
     return parts
 
 
-def events_of(rng, part, first_beat, meter, force):
-    """The events of a Part, in a bar that begins at first_beat."""
-    bar_end = 4 * meter  # sixteenths
+def events_of(rng, part, bar_line, force):
+    """The events of a Part, in a bar that begins at the beat bar_line."""
+    begin = bar_line + part.beat
+    end = 4 * part.beats  # sixteenths after begin
     places = [i for i, sign in enumerate(part.pattern) if sign != "."]
-    for place, next_place in pairwise([*places, bar_end]):
+    for place, next_place in pairwise([*places, end]):
         sign = part.pattern[place]
         beats = HELD_BEATS.get(sign, (next_place - place) / 4)
         gain = force * ACCENTS.get(sign, 1) * rng.uniform(0.8, 1)
         for sound in part.sounds[sign]:
-            yield Event(part.player, sound, first_beat + place / 4, beats, gain)
+            yield Event(part.player, sound, begin + place / 4, beats, gain)
 
 
 def play(rng, band, score):
@@ -489,14 +509,19 @@ def play(rng, band, score):
         # A fill is drawn even if no drums play: what is drawn later does not depend on it.
         drums = drum_parts(rng, band, score.style, plan.cymbal, begins, ends)
 
-        parts = [chord_part(band, score.style, bar), bass_part(band, score.style, bar)]
-        if plan.pad:
-            parts.append(pad_part(band, bar))
+        parts = []
+        for span in bar.spans():
+            if not span.chord:
+                continue
+            parts.append(chord_part(band, score.style, bar.section, span))
+            parts.append(bass_part(band, score.style, span))
+            if plan.pad:
+                parts.append(pad_part(band, span))
         if plan.drums:
             parts += drums
 
         for part in parts:
-            yield from events_of(rng, part, i * score.meter, score.meter, plan.force)
+            yield from events_of(rng, part, i * score.meter, plan.force)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def arrange(rng, chords, melodies, total, meter):
 
         start = len(bars) * meter
         notes += [replace(note, beat=start + note.beat) for note in melody]
-        bars += [Bar(section, chord) for chord in section_chords]
+        bars += [Bar(section, [chord] * meter) for chord in section_chords]
     return bars, notes
 
 
@@ -269,7 +269,7 @@ def compose(rng, style, low, high, seconds):
 
     # Half of the songs exchange the two patterns of chords.
     if rng.random() < 0.5:
-        style = replace(style, harmony=style.bridge, bridge=style.harmony)
+        style = style.exchanged()
 
     mode = MODES[rng.choice(len(MODES), p=[mode.share for mode in MODES])]
     scale = [(tonic + step) % 12 for step in mode.scale]

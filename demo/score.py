@@ -3,7 +3,8 @@
 Time is counted in beats, pitch in MIDI notes (60 is middle C, 69 is 440 Hz). A pitch class is the
 note without its octave, 0 for C to 11 for B. A chord is a list of pitch classes, root first.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -34,6 +35,10 @@ class Style:
         """Beats per bar."""
         return len(self.kick) // 4
 
+    def exchanged(self):
+        """The same style with its two patterns of chords exchanged."""
+        return replace(self, harmony=self.bridge, bridge=self.harmony)
+
 
 @dataclass(frozen=True)
 class Note:
@@ -47,11 +52,30 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Beats of one bar over which the chord stays the same."""
+
+    beat: int  # where it begins, counted from the bar line
+    beats: int  # length
+    chord: list  # pitch classes, root first; [] is no chord
+
+
+@dataclass(frozen=True)
 class Bar:
-    """A bar has one chord."""
+    """A bar has a chord on each beat."""
 
     section: str  # intro, verse, chorus, bridge, or gap, in which nobody sings
-    chord: list
+    chords: list  # one per beat
+
+    def spans(self):
+        """[Span] from one change of chord to the next."""
+        spans = []
+        beat = 0
+        for chord, same in groupby(self.chords):
+            beats = len(list(same))
+            spans.append(Span(beat, beats, chord))
+            beat += beats
+        return spans
 
 
 @dataclass(frozen=True)
