@@ -9,6 +9,7 @@ import contextlib
 import copy
 import functools
 import io
+import json
 import math
 import multiprocessing
 import os
@@ -36,6 +37,9 @@ import fastsag
 import prep
 import sample
 import train
+from demo.band import NUM_BANDS, draw_band, play
+from demo.lead_sheet import arrange_sheet, read_lead_sheets
+from demo.song import deal
 from fastsag import PRESETS, Config, FastSAG, UserError, load_checkpoint
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 0)) or min(2, os.cpu_count()))
@@ -872,6 +876,237 @@ def test_demo_songs_begin_anywhere_in_a_beat(files):
         first_beats.append(facts["beats"][0] * facts["tempo"] / 60)
 
     assert np.ptp(first_beats) > 0.4, "from 0 to 1"
+
+
+# --------------------------------------------------------------------------------------------------
+# demo/: lead sheets
+
+# Three bars. Bar 1: C, then G on the third beat. Bar 2: G, nobody sings. Bar 3: no chord.
+TUNE = {
+    "name": "tune",
+    "tempo": 100,
+    "meter": 4,
+    "first_bar": 0,
+    "notes": [
+        [0, 0.75, 60],
+        [1, 0.5, 64],
+        [2, 1.0, 67],
+        [8, 2.0, 60],
+    ],
+    "chords": [
+        [0, [0, 4, 7]],
+        [2, [7, 11, 2]],
+        [8, []],
+        [12, []],
+    ],
+}
+
+
+def write_lines(path, *lines):
+    """A file of these lines: dicts become JSON, texts stay as they are."""
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def tune_as_score(folder, seed, **changes):
+    """The tune, arranged for a singer from F (65) to C (72)."""
+    path = write_lines(folder / "tune.jsonl", TUNE | changes)
+    [sheet], skipped = read_lead_sheets(path)
+    assert not skipped
+    return arrange_sheet(np.random.default_rng(seed), sheet, low=65, high=72, seconds=12)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_lead_sheet_is_transposed_and_its_notes_are_held(seed, tmp_path):
+    score = tune_as_score(tmp_path, seed)
+
+    # The melody, C to G, fits in only one key: five semitones higher, from F to C.
+    f_major = [5, 9, 0]
+    c_major = [0, 4, 7]
+    bars = [
+        [f_major, f_major, c_major, c_major],
+        [c_major, c_major, c_major, c_major],
+        [[], [], [], []],
+    ]
+    number = bars.index(score.bars[0].chords)  # of the bar in which the stretch begins
+    for bar in score.bars:
+        assert bar.chords == bars[number % 3]
+        assert (bar.section in ("intro", "gap")) == (number % 3 == 1)
+        number += 1
+
+    # The first note is held over a quarter of a beat. The second is not: the rest is half a beat.
+    first_beat = 4 * bars.index(score.bars[0].chords)
+    sung = {((first_beat + note.beat) % 12, note.beats, note.midi) for note in score.notes}
+    assert sung == {(0, 1, 65), (1, 0.5, 69), (2, 1, 72), (8, 2, 65)}
+    assert all(note.begins_phrase == ((first_beat + note.beat) % 12 != 1) for note in score.notes)
+
+
+def test_a_lead_sheet_keeps_its_tempo_and_fills_the_recording(tmp_path):
+    for seed in range(20):
+        score = tune_as_score(tmp_path, seed)
+
+        assert 90 <= score.tempo <= 110
+        assert score.meter == score.style.meter == 4
+        assert score.seconds(0) <= 0
+        assert score.seconds(4 * len(score.bars)) >= 12
+
+
+def test_two_bars_of_two_beats_are_one_of_four(tmp_path):
+    score = tune_as_score(tmp_path, 0, meter=2)
+
+    assert score.meter == score.style.meter == 4
+
+
+def test_an_upbeat_stands_before_the_first_bar_line(tmp_path):
+    score = tune_as_score(tmp_path, 0, first_bar=1)
+
+    # With three empty beats before it, the tune is four bars long; its low notes are on beat 4.
+    for note in score.notes:
+        if note.midi == 65:
+            assert note.beat % 4 == 3
+    assert [] in [bar.chords[0] for bar in score.bars]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_band_follows_the_chords_within_a_bar(seed, tmp_path):
+    score = tune_as_score(tmp_path, seed)
+    band = draw_band(seed * NUM_BANDS // 12)
+    chords = [chord for bar in score.bars for chord in bar.chords]
+
+    events = list(play(np.random.default_rng(seed), band, score))
+
+    harmony = [event for event in events if event.player != "drums"]
+    for event in harmony:
+        chord = chords[int(event.beat)]
+        assert event.sound % 12 in chord, "no chord has no tones"
+
+        # What is held ends with its chord. Short and picked tones have lengths of their own.
+        if event.player in ("bass", "pad"):
+            until = event.beat + event.beats
+            assert all(chords[i] == chord for i in range(int(event.beat), int(np.ceil(until))))
+
+    bass = {event.beat: event.sound % 12 for event in events if event.player == "bass"}
+    for beat in range(1, len(chords)):
+        if chords[beat] and chords[beat] != chords[beat - 1]:
+            assert bass[beat] == chords[beat][0], "the root of the new chord"
+
+
+# A whole line, or what is changed in the tune -> a part of the reason
+BROKEN = [
+    ('{"name": "tune", "tempo": 100', "not JSON"),
+    ("[" * 100000, "not JSON"),
+    ("[1, 2]", "not a JSON object"),
+    ('{"name": "tune"}', "tempo is missing"),
+    ({"name": 7}, "name is 7"),
+    ({"tempo": 19}, "tempo is 19"),
+    ({"tempo": float("nan")}, "tempo is nan"),
+    ({"tempo": "fast"}, "tempo is 'fast'"),
+    ({"meter": 3.5}, "meter is 3.5"),
+    ({"meter": True}, "meter is True"),
+    ({"meter": 10**30}, "meter is 1000"),
+    ({"first_bar": 4}, "first_bar is 4"),
+    ({"notes": []}, "at least one note"),
+    ({"notes": [[0, 1]]}, "note 1 is [0, 1]"),
+    ({"notes": [[-1, 1, 60]]}, "note 1 begins at -1"),
+    ({"notes": [[0, 0, 60]]}, "note 1 has the length 0"),
+    ({"notes": [[0, 1, 128]]}, "note 1 has the pitch 128"),
+    ({"notes": [[0, 1, 60.5]]}, "note 1 has the pitch 60.5"),
+    ({"notes": [[0, 2, 60], [1, 1, 62]]}, "note 2 begins at 1, before the end of note 1"),
+    ({"notes": [[4, 1, 60], [2, 1, 62]]}, "note 2 begins at 2, before the end of note 1"),
+    ({"notes": [[12, 1, 60]]}, "the song ends at 12"),
+    ({"notes": [[8, 1, 60]]}, "no chord sounds together with the melody"),
+    ({"chords": []}, "chords must be a list"),
+    ({"chords": [[0, [0, 4, 7]], 12]}, "chord 2 is 12"),
+    ({"chords": [[0, [0, 4, 7]], [0, []]]}, "chord 2 begins at 0"),
+    ({"chords": [[0, [0, 4, 7]], [1.5, []]]}, "chord 2 begins at 1.5"),
+    ({"chords": [[4, [0, 4, 7]], [12, []]]}, "the first chord begins at 4"),
+    ({"chords": [[0, [0, 4, 12]], [12, []]]}, "chord 1 is [0, 4, 12]"),
+    ({"chords": [[0, [0, 7]], [12, []]]}, "chord 1 is [0, 7]"),
+    ({"chords": [[0, [0, 4, 7]], [12, [0, 4, 7]]]}, "the last chord must be []"),
+]
+
+
+@pytest.mark.parametrize("line, reason", BROKEN)
+def test_a_broken_line_is_named_and_skipped(line, reason, tmp_path, capsys):
+    if isinstance(line, dict):
+        line = TUNE | line
+    path = write_lines(tmp_path / "tunes.jsonl", TUNE, "", line, TUNE | {"meter": 5})
+
+    sheets = prep.load_sheets([path])
+
+    out, err = capsys.readouterr()
+    named, other_meter = err.splitlines()
+    assert len(sheets) == 1
+    assert named.startswith(f"prep.py: skipped: {path}, line 3: ") and reason in named
+    assert other_meter.endswith("a meter that no style of the band has: 1")
+    assert out == "lead sheets: 1, skipped: 2\n"
+
+
+REFUSED = [
+    ("broken.jsonl", "no usable lead sheet"),
+    ("binary.jsonl", "is not text"),
+    ("latin.jsonl", "is not text in UTF-8"),
+    ("missing.jsonl", "No such file"),
+    (".", "Is a directory"),
+    ("/dev/zero", "is not text"),
+]
+
+
+@pytest.mark.parametrize("name, sentence", REFUSED)
+def test_a_file_without_lead_sheets_is_refused(name, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "broken.jsonl", "{", TUNE | {"tempo": 0})
+    (tmp_path / "binary.jsonl").write_bytes(bytes(range(256)))
+    (tmp_path / "latin.jsonl").write_bytes("Für Elise".encode("latin-1"))
+
+    with pytest.raises(SystemExit) as exit_info:
+        prep.main(["--scores", name, "--out", "set"])
+
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 2
+    assert last_line.startswith("prep.py: error: ") and sentence in last_line
+    assert not (tmp_path / "set").exists()
+
+
+def test_lead_sheets_and_stems_exclude_each_other(tmp_path, capsys):
+    path = write_lines(tmp_path / "tune.jsonl", TUNE)
+
+    with pytest.raises(SystemExit) as exit_info:
+        prep.main([str(tmp_path), "--scores", path])
+
+    assert exit_info.value.code == 2
+    assert "lead sheets or stems" in capsys.readouterr().err
+
+
+def test_every_sheet_is_used_before_one_is_used_again():
+    splits = ["val"] * 3 + ["train"] * 20
+
+    dealt = deal(list("abcdefghijkl"), seed=1, splits=splits)
+
+    known = dealt[3:]
+    assert len(set(dealt[:3])) == 3 and len(set(known[:9])) == 9
+    assert not set(dealt[:3]) & set(known)
+    assert known[9:18] == known[:9]
+    assert deal(["a"], seed=1, splits=["val", "train", "train"]) == ["a", "a", "a"]
+
+
+def test_songs_from_lead_sheets_do_not_depend_on_the_number_of_workers(tmp_path):
+    lines = [TUNE | {"name": f"tune {number}"} for number in range(4)]
+    path = write_lines(tmp_path / "tunes.jsonl", *lines)
+    options = ["--scores", path, "--songs", "4", "--seconds", "8"]
+
+    prep.main([*options, "--workers", "1", "--out", str(tmp_path / "one")])
+    prep.main([*options, "--workers", "2", "--out", str(tmp_path / "two")])
+
+    for name in prep.FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+    songs = prep.read_set(tmp_path / "one", "train") + prep.read_set(tmp_path / "one", "val")
+    assert {facts["name"] for facts, *_ in songs} == {f"tune {number}" for number in range(4)}
+    for facts, pair, _ in songs:
+        assert np.abs(pair).max(0).min() > 1000, "both columns sound"
+        assert all(len(chord) == 3 for *_, chord in facts["chords"]), "only chords that sound"
 
 
 # --------------------------------------------------------------------------------------------------
