@@ -737,8 +737,8 @@ def set_up_device(name):
 def keep_freed_memory():
     """Linux: freed memory stays with the process instead of going back to the system.
 
-    A step allocates the same gigabytes again and again. To get them anew each time costs 500,000 page
-    faults a step.
+    A step allocates the same gigabytes again and again. To get them anew each time costs half a
+    million page faults a step.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
