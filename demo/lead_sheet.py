@@ -33,7 +33,7 @@ ROUNDING = 1 / 64  # beats: a file may round positions and lengths to two decima
 
 @dataclass(frozen=True)
 class LeadSheet:
-    """One line of a file, checked. The fields are explained above."""
+    """One line of a file, checked. The fields are explained above; a meter of 2 has become 4."""
 
     name: str
     tempo: float
@@ -148,7 +148,7 @@ def read_line(line):
     chords = read_chords(fields["chords"])
     last_start = notes[-1][0]
     end = chords[-1][0]
-    if last_start >= end:
+    if last_start >= end - ROUNDING:
         raise UserError(f"the last note begins at {last_start:g}, but the song ends at {end}")
 
     if meter == 2:
@@ -194,7 +194,8 @@ def read_lead_sheets(path):
 
 SHORTEST_REST = 0.5  # beats; a shorter one comes from how a note was played
 SECTION_BARS = 8  # sung bars until a verse becomes a chorus, and back
-TEMPO_CHANGE = 0.1  # a song is at most so much faster or slower than its sheet, as a share
+TEMPO_CHANGE = 0.1  # share by which a song is faster or slower than its sheet, at most; then it is
+# kept between these:
 SLOWEST = 40  # beats per minute, of a song
 FASTEST = 200
 
