@@ -131,8 +131,8 @@ PATCH = 4  # one feature frame is 4 mel frames (43 ms); the U-Net works on 4 x 4
 # sqrt(re^2 + im^2 + 1e-9), bands are triangles on Slaney's scale, and the result is the natural
 # logarithm of at least 1e-5.
 
-# Frames of one piece in which spectra are computed, all clips together. A small piece stays in the
-# caches of a CPU; a GPU wants a large one.
+# Frames of one piece in which mels and chroma are computed, all clips together. A small piece stays
+# in the caches of a CPU; a GPU wants a large one.
 CPU_PIECE = 1024
 GPU_PIECE = 65536
 
@@ -154,24 +154,29 @@ def hann_window(n_fft, device):
     return torch.hann_window(n_fft, device=device)
 
 
-def stft_pieces(wav, n_fft, hop_length):
-    """Yields stft(wav) in pieces along time: the whole spectrum of a long song is large.
-
-    wav (B, L), L a multiple of hop_length -> complex (B, n_fft/2 + 1, some frames), in order.
-    """
+def frames_of(wav, n_fft, hop_length):
+    """(B, L), L a multiple of hop_length -> overlapping frames (B, T, n_fft), a view."""
     pad = (n_fft - hop_length) // 2
     padded = F.pad(wav[:, None], (pad, pad), mode="reflect")[:, 0]
-    frames = padded.unfold(-1, n_fft, hop_length)  # (B, T, n_fft), a view
+    return padded.unfold(-1, n_fft, hop_length)
 
-    size = CPU_PIECE if wav.device.type == "cpu" else GPU_PIECE
-    window = hann_window(n_fft, wav.device)
-    for piece in frames.split(max(1, size // len(wav)), dim=1):
-        yield torch.fft.rfft(piece * window).transpose(1, 2)
+
+def spectrum_of(frames):
+    """(B, T, n_fft) -> complex (B, n_fft/2 + 1, T)"""
+    window = hann_window(frames.shape[-1], frames.device)
+    return torch.fft.rfft(frames * window).transpose(1, 2)
 
 
 def stft(wav, n_fft, hop_length):
     """(B, L) -> complex (B, n_fft/2 + 1, L / hop_length): Hann window, reflected edges."""
-    return torch.cat(list(stft_pieces(wav, n_fft, hop_length)), dim=-1)
+    return spectrum_of(frames_of(wav, n_fft, hop_length))
+
+
+def stft_pieces(wav, n_fft, hop_length):
+    """Yields stft(wav) in pieces along time, for whoever makes something smaller of each."""
+    size = CPU_PIECE if wav.device.type == "cpu" else GPU_PIECE
+    for frames in frames_of(wav, n_fft, hop_length).split(max(1, size // len(wav)), dim=1):
+        yield spectrum_of(frames)
 
 
 def overlap_add(frames, hop_length):
