@@ -760,8 +760,9 @@ def compile_networks(model, device):
         # Is a compiler there that works? Find out on something small.
         torch.compile(torch.sin)(torch.zeros(1, device=device))
     except Exception as error:  # no C++ compiler, no Python.h, no triton: all fail differently
-        reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else ""
-        return f"not compiled ({type(error).__name__}: {reason}); --no-compile skips the attempt"
+        first_line = str(error).strip().partition("\n")[0]
+        reason = f"{type(error).__name__}: {first_line[:100]}"
+        return f"not compiled ({reason}); --no-compile skips the attempt"
     for part in (model.semantic, model.prior, model.denoiser.unet):
         part.compile(dynamic=False)
     return ""

@@ -194,9 +194,8 @@ def read_lead_sheets(path):
 
 SHORTEST_REST = 0.5  # beats; a shorter one comes from how a note was played
 SECTION_BARS = 8  # sung bars until a verse becomes a chorus, and back
-TEMPO_CHANGE = 0.1  # share by which a song is faster or slower than its sheet, at most; then it is
-# kept between these:
-SLOWEST = 40  # beats per minute, of a song
+TEMPO_CHANGE = 0.1  # a song is drawn at most so much faster or slower than its sheet, as a share
+SLOWEST = 40  # beats per minute: the drawn tempo is then kept between these two
 FASTEST = 200
 
 
