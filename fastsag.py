@@ -10,6 +10,7 @@ The signal path, from top to bottom as in this file:
       -> log-mel (B, M, T) with T = L / 256                                    log_mel
       -> music features (B, S, T/4): chroma, onsets, loudness                  music_features
       -> bar profile (B, 148, T/4): what is sung around a frame, bar by bar    bar_profile
+    chords and tempo, if the user tells them -> chart (B, 27, T/4)             chart_features
       -> semantic projection: features expected of the ACCOMPANIMENT           FastSAG.semantic
       -> prior projection: mean mel of the accompaniment, mu (B, M, T)         FastSAG.prior
       -> diffusion: a U-Net turns noise into a mel that fits both              FastSAG.sample
@@ -20,7 +21,9 @@ Names, the same everywhere:
     B, C, M, T, L       batch, channels, mel bins, mel frames, waveform samples
     S                   music features; they have a quarter of the mel's frame rate: T/4 frames
     vocals, accomp      waveforms (B, L); mel_accomp is the normalised log-mel (B, M, T) of accomp
-    expected, mu        what the two projections say: features (B, S, T/4) and mean mel (B, M, T)
+    expected, mu        what the two projections say: features and a beat, (B, S + 1, T/4), and the
+                        mean mel (B, M, T)
+    told                given by the user, not heard: chords and beats
     sigma, c_skip, ...  the letters of EDM, Table 1
     F_x, D_x            raw network output, denoised mel
 
@@ -57,7 +60,7 @@ class Config:
     n_mels: int = 100  # bands from 0 to 12 kHz
     level_dbfs: float = -20.0  # voice and band of every song are brought to this level
 
-    # Mean and standard deviation of log-mels of bands at that level, so that a normalised mel has
+    # Mean and standard deviation of accompaniments' log-mels at that level: a normalised mel has
     # about mean 0 and standard deviation sigma_data.
     mel_mean: float = -5.3
     mel_std: float = 2.8
@@ -76,6 +79,9 @@ class Config:
     segment: int = 1024  # mel frames per clip that the diffusion loss sees: 10.9 s
     input_dropout: float = 0.15  # chance that a clip's music features, or bar profile, are hidden
     cond_dropout: float = 0.1  # chance that the U-Net is not told mu and features, for guidance
+
+    # Which of IDEAS is left out, to see what it is worth; "" is none
+    without: str = ""
 
     # EDM, Table 1. EDM goes from sigma 80 to 0.002. We start from mu in noise, for which 5 is
     # enough, and end where the noise is below the mel's own detail.
@@ -119,6 +125,10 @@ PRESETS = {
     ),
 }
 
+# What train.py --without can leave out: the loss of a projection (what it says is still used); what
+# a projection says; an input; the network that draws (mu is then all there is).
+IDEAS = ("semantic-loss", "prior-loss", "semantic", "prior", "bar-profile", "diffusion")
+
 PATCH = 4  # one feature frame is 4 mel frames (43 ms); the U-Net works on 4 x 4 patches of the mel
 
 
@@ -131,7 +141,7 @@ PATCH = 4  # one feature frame is 4 mel frames (43 ms); the U-Net works on 4 x 4
 # sqrt(re^2 + im^2 + 1e-9), bands are triangles on Slaney's scale, and the result is the natural
 # logarithm of at least 1e-5.
 
-# Frames of one piece in which mels and chroma are computed, all clips together. A small piece stays
+# Spectra are computed so many frames at a time, all clips together. A small piece stays
 # in the caches of a CPU; a GPU wants a large one.
 CPU_PIECE = 1024
 GPU_PIECE = 65536
@@ -173,7 +183,7 @@ def stft(wav, n_fft, hop_length):
 
 
 def stft_pieces(wav, n_fft, hop_length):
-    """Yields stft(wav) in pieces along time, for whoever makes something smaller of each."""
+    """Yields stft(wav) in pieces along time: less memory, if each is made smaller at once."""
     size = CPU_PIECE if wav.device.type == "cpu" else GPU_PIECE
     for frames in frames_of(wav, n_fft, hop_length).split(max(1, size // len(wav)), dim=1):
         yield spectrum_of(frames)
@@ -265,9 +275,10 @@ def denormalise(mel, cfg):
 # vocals still can, in the bass chroma.)
 
 CHROMA_BANDS = ((40, 175), (175, 1400))  # Hz: the bass, and what lies above it
-ONSET_BAND_SIZES = (8, 32, 60)  # mel bands: up to 270 Hz, to 1.4 kHz, to 12 kHz
+ONSET_BAND_EDGES = (8, 40)  # mel bands 0-7 (up to 270 Hz), 8-39 (to 1.4 kHz) and 40-99
 N_CHROMA = 12 * len(CHROMA_BANDS)
-N_FEATURES = N_CHROMA + len(ONSET_BAND_SIZES) + 1  # S = 28
+N_FEATURES = N_CHROMA + len(ONSET_BAND_EDGES) + 2  # S = 28
+N_EXPECTED = N_FEATURES + 1  # of the accompaniment, a pulse at each beat is expected, too
 
 
 @functools.lru_cache
@@ -328,9 +339,9 @@ def chroma(wav, cfg):
 def music_features(wav, mel, cfg):
     """(B, L) and its log-mel (B, M, T) -> (B, S, T/4).
 
-    Factors and offsets bring bands' features to about mean 0 and variance 1, as a loss likes them.
+    Factors and offsets bring those of accompaniments to about mean 0 and variance 1.
     """
-    bands = onset_envelope(mel).split(ONSET_BAND_SIZES, dim=1)
+    bands = onset_envelope(mel).tensor_split(ONSET_BAND_EDGES, dim=1)
     onsets = torch.stack([band.mean(1) for band in bands], dim=1)
 
     rows = [
@@ -358,7 +369,6 @@ def chroma_of(features):
 
 BEAT_SLOWEST = 0.9  # Hz. One octave of tempos is searched: 54 to 108 beats per minute
 BEAT_TEMPOS = 512  # in that octave
-BEAT_SHORTEST = 13  # frames per beat at 108 beats per minute
 BEAT_MULTIPLES = (1, 2, 4)  # singers sing on beats, halves and quarters
 BEAT_REACH = 512  # frames: 22 s to either side
 BEAT_EVERY = 32  # frames, 1.4 s: the period is decided this often
@@ -371,15 +381,20 @@ LOOPS = (8, 16, 12)  # beats: chords often come back after so many
 N_BAR = 2 * sum(BARS) * PLACES_PER_BEAT + 12 * len(LOOPS)  # 148 rows of the bar profile
 
 
+def frame_rate(cfg):
+    """Feature frames per second: 23.4."""
+    return cfg.sample_rate / (cfg.hop_length * PATCH)
+
+
 @functools.lru_cache
-def beat_waves(frame_rate, device):
+def beat_waves(rate, device):
     """Windowed waves to compare onsets with.
 
-    frame_rate in Hz -> period (tempos,) in frames, and waves (6 * tempos, 1025): cosine and sine at
-    each tempo, at its double and at its fourfold.
+    rate in frames per second -> period (tempos,) in frames, and waves (6 * tempos, 1025): cosine
+    and sine at each tempo, at its double and at its fourfold.
     """
     octave = torch.arange(BEAT_TEMPOS, device=device) / BEAT_TEMPOS
-    period = frame_rate / BEAT_SLOWEST * 2**-octave
+    period = rate / BEAT_SLOWEST * 2**-octave
     time = torch.arange(-BEAT_REACH, BEAT_REACH + 1, device=device)
     window = torch.hann_window(len(time), periodic=False, device=device)
 
@@ -396,10 +411,9 @@ def find_beat(onsets, cfg):
 
     A Fourier tempogram (Grosche and Mueller 2011): each window of 44 s is compared with waves of
     every tempo, its double and its fourfold. The tempo with the most power wins. Songs that are
-    faster than 108 beats per minute show up at half of their tempo.
+    faster than 108 beats per minute show up at half of their tempo, slower than 54 at its double.
     """
-    frame_rate = cfg.sample_rate / cfg.hop_length / PATCH
-    period, waves = beat_waves(frame_rate, onsets.device)
+    period, waves = beat_waves(frame_rate(cfg), onsets.device)
 
     # Onsets without their slow swell, in a window of 44 s every 1.4 s
     swell = F.avg_pool1d(onsets[:, None], SWELL, 1, SWELL // 2, count_include_pad=False)[:, 0]
@@ -433,7 +447,7 @@ def interpolate(tracks, time):
     return torch.lerp(left, right, share)
 
 
-def fold(tracks, period, beats, places):
+def fold(tracks, period, beats, places, cfg):
     """For each frame, the mean of a track at a place in the bar, over all bars around the frame.
 
     For example beats = 4 and place = 0.5: the mean over the track half a beat after the frame, and
@@ -448,7 +462,8 @@ def fold(tracks, period, beats, places):
     period = period[:, None]
 
     # Enough bars for the fastest song. Asking for the song's own period would make a GPU wait.
-    repeats = int(BEAT_REACH / beats / BEAT_SHORTEST)
+    shortest = frame_rate(cfg) / (2 * BEAT_SLOWEST)  # frames per beat
+    repeats = int(BEAT_REACH / beats / shortest)
 
     total = 0
     norm = 0
@@ -483,16 +498,125 @@ def bar_profile(mel, chroma_vocals, cfg):
     for beats in BARS:
         steps = torch.arange(beats * PLACES_PER_BEAT, device=mel.device)
         places = steps / PLACES_PER_BEAT - beats / 2  # from half a bar before to half a bar after
-        bars.append(fold(tracks, period, beats, places))  # (B, 2, places, T/4)
+        bars.append(fold(tracks, period, beats, places, cfg))  # (B, 2, places, T/4)
     mean = bars[0].mean(2, keepdim=True)
     bar_rows = (torch.cat(bars, dim=2) - mean).flatten(1, 2)  # (B, 112, T/4)
 
     # Notes in loops: bass and middle register together
     notes = chroma_vocals[:, :12] + chroma_vocals[:, 12:]
     here = torch.zeros(1, device=mel.device)
-    loop_rows = [2 * fold(notes, period, beats, here)[:, :, 0] for beats in LOOPS]
+    loop_rows = [2 * fold(notes, period, beats, here, cfg)[:, :, 0] for beats in LOOPS]
 
     return torch.cat([bar_rows, *loop_rows], dim=1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Chart. NOT IN THE PAPER, where the voice decides everything. Whoever sings a known song knows its
+# chords, and whoever sings to a metronome knows its beats. What the user tells goes into the
+# semantic projection as further rows, next to what is heard. In training the chart is told in some
+# clips only, so that the model can do without. (From chord names to these rows: see "The chart as
+# text", below the vocoder.)
+
+# Rows of a chart: 0 to 11 mark the pitch class of a chord's lowest note, 12 to 23 those of all its
+# notes. The others:
+CHART_CHORD_TOLD = 24  # 1 where a chord, or that there is none, is told
+CHART_PULSE = 25  # a triangle around each beat
+CHART_BEAT_TOLD = 26  # 1 where the beats are told
+N_CHART = 27
+
+PULSE_WIDTH = 0.064  # seconds, 1.5 feature frames: so far from a beat the pulse is 0
+TUNING_WIDTH = 0.4  # semitones: clips that are played faster lie between two pitch classes
+
+
+def frame_centres(num_frames, cfg):
+    """Times of the middles of feature frames, in seconds: (num_frames,)."""
+    return (torch.arange(num_frames) + 0.5) / frame_rate(cfg)
+
+
+def beat_pulses(beats, num_frames, cfg):
+    """Times of beats in seconds, sorted -> (num_frames,): a triangle around each, 1 at its top."""
+    if len(beats) == 0:
+        return torch.zeros(num_frames)
+    centre = frame_centres(num_frames, cfg)
+    beats = torch.as_tensor(beats, dtype=torch.float32)
+    after = torch.searchsorted(beats, centre).clamp(max=len(beats) - 1)
+    before = (after - 1).clamp(min=0)
+    distance = torch.minimum((beats[after] - centre).abs(), (beats[before] - centre).abs())
+    return (1 - distance / PULSE_WIDTH).clamp(min=0)
+
+
+def ones_at(places, width):
+    """[(row, column)] -> (12, width), 1 at these places."""
+    rows, columns = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
+    table = torch.zeros(12, width)
+    table[rows, columns] = 1
+    return table
+
+
+def chord_table(chords, shift):
+    """[(begin, end, pitch classes)] -> a column of a chart for each chord, (25, chords + 1).
+
+    Column 0 is "nothing told".
+    """
+    lowest = []
+    notes = []
+    for column, (_, _, pitch_classes) in enumerate(chords, 1):
+        lowest += [(note, column) for note in pitch_classes[:1]]
+        notes += [(note, column) for note in pitch_classes]
+    bass = ones_at(lowest, len(chords) + 1)
+    tones = ones_at(notes, len(chords) + 1)
+    told = (torch.arange(len(chords) + 1) > 0)[None]
+
+    # Moved by a fraction of a semitone, a note lies between two pitch classes. Even one that is not
+    # moved marks its neighbours, with 4 %.
+    source = torch.arange(12)
+    target = source[:, None]
+    distance = (target - source - shift + 6) % 12 - 6  # (12, 12), -6 to 6 semitones
+    moved = torch.exp(-0.5 * (distance / TUNING_WIDTH).square())
+    return torch.cat([moved @ bass, moved @ tones, told])
+
+
+def chord_rows(chords, num_frames, cfg, shift):
+    """[(begin, end, pitch classes)], sorted -> the first rows of a chart, (25, num_frames)."""
+    # Which chord sounds in the middle of a frame? The last one that has begun, if it has not ended.
+    centre = frame_centres(num_frames, cfg)
+    begins = torch.tensor([begin for begin, _, _ in chords], dtype=torch.float32)
+    ends = torch.tensor([-1.0] + [end for _, end, _ in chords])
+    column = torch.searchsorted(begins, centre, right=True)
+    column = torch.where(centre < ends[column], column, 0)
+    return chord_table(chords, shift)[:, column]
+
+
+def chart_features(chords, beats, num_frames, cfg, shift=0.0):
+    """What is told of a song or clip -> (N_CHART, num_frames), 0 where nothing is told.
+
+    chords: [(begin, end, pitch classes)] in seconds, sorted, the lowest note first; no pitch class
+    means that no chord sounds. beats: times in seconds, sorted; none: beats are not told. shift:
+    semitones by which a clip that is played faster or slower has been moved.
+    """
+    beats_told = torch.full((1, num_frames), float(len(beats) > 0))
+    pulses = beat_pulses(beats, num_frames, cfg)[None]
+    return torch.cat([chord_rows(chords, num_frames, cfg, shift), pulses, beats_told])
+
+
+def draw_chart_mask(batch, num_frames, options):
+    """What of its chart each clip is told, in training -> (batch, N_CHART, num_frames), 0 or 1.
+
+    Half of the clips are told nothing, a tenth the chords, a quarter both, and the others the
+    beats: all the time or for a stretch.
+    """
+    kind = torch.rand(batch, 1, 1, **options)
+    chords_told = kind < 0.35
+    beats_told = (kind > 0.1) & (kind < 0.5)
+
+    # At each end, with a chance of a half, up to half of the clip is left out.
+    left_out = (torch.rand(batch, 2, 1, **options) - 0.5).clamp(min=0)
+    place = torch.arange(num_frames, device=kind.device) / num_frames
+    inside = (place >= left_out[:, :1]) & (place < 1 - left_out[:, 1:])
+
+    rows = torch.arange(N_CHART, device=kind.device)[:, None]
+    told = torch.where(rows >= CHART_PULSE, beats_told, chords_told)
+    return (told & inside).float()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -603,17 +727,17 @@ class TimeBlock(nn.Module):
 # --------------------------------------------------------------------------------------------------
 # The two projections, the heart of the paper (Fig. 1b). Both are regressions.
 #
-#   semantic   features and bar profile of the vocals -> features expected of the band   L_semantic
+#   semantic   features and bar profile of the vocals, chart -> expected of the band     L_semantic
 #   prior      expected features and hidden state of the former -> mean mel, mu          L_prior
 #
-# Why two? The first says what to play: 28 numbers per 43 ms for harmony, rhythm and loudness. They
-# are easy to learn from few songs, and the U-Net is told them at every step. They carry the beat
-# already. But they do not say in which of the 100 bands, nor when within the 43 ms. The second says
-# that, in the U-Net's own terms: a mel. It also sees the hidden state of the first, since 28
-# numbers alone would be a bottleneck.
+# Why two? The first says what to play: 28 numbers per 43 ms for harmony, rhythm and loudness, and
+# the beat. They are easy to learn from few songs, and the U-Net is told them at every step. But
+# they do not say in which of the 100 mel bands, nor when within the 43 ms. The second says that, in
+# the U-Net's own terms: a mel. It also sees the hidden state of the first, since 29 numbers alone
+# would be a bottleneck.
 #
 # Why is that not the end? A regression learns the mean of all that could follow. The mean of many
-# bands is a blur that sounds like none of them. The diffusion draws one of them.
+# accompaniments is a blur that sounds like none of them. The diffusion draws one of them.
 #
 # Official code: WaveNets, of 8 x 8 layers and about 150 M parameters for the semantic projection;
 # the prior sees the expected features, added to the vocals' own. Here attention gives the many
@@ -734,7 +858,7 @@ class UNet(nn.Module):
             nn.SiLU(),
         )
         self.embed = nn.Conv2d(2 * PATCH**2, C[0], 3, padding=1)
-        self.features = nn.Conv1d(N_FEATURES, C[0] * self.rows, 1)
+        self.features = nn.Conv1d(N_EXPECTED, C[0] * self.rows, 1)
         self.position = nn.Parameter(torch.randn(C[0], self.rows, 1) * 0.1)
 
         # Levels from the finest to the coarsest and back
@@ -765,7 +889,7 @@ class UNet(nn.Module):
         return self.noise(torch.cat([angle.cos(), angle.sin()], dim=1))
 
     def forward(self, x, mu, expected, c_noise):
-        """x, mu (B, M, T); expected (B, S, T/4); c_noise (B,) -> F_x (B, M, T).
+        """x, mu (B, M, T); expected (B, S + 1, T/4); c_noise (B,) -> F_x (B, M, T).
 
         T must be a multiple of 4 * 2 ** (levels - 1): of 16 for three levels.
         """
@@ -905,9 +1029,28 @@ def in_pieces(run, frames, size, halo, hop=1):
 # --------------------------------------------------------------------------------------------------
 # FastSAG: the parts joined. Three losses train together with weights 1 : 1 : 1, as in the paper:
 # semantic and prior are squared errors (the prior's is divided by the mel's variance, which the
-# official code does not do), the third is EDM's. The diffusion loss also trains the two
-# projections, through mu and the expected features, as in the official code. So these are not
-# purely means: they lean towards what helps the U-Net.
+# official code does not do), the third is EDM's. The expected beat, which is not in the paper, has
+# a small loss of its own. The diffusion loss also trains the two projections, through mu and the
+# expected features, as in the official code. So these are not purely means: they lean towards what
+# helps the U-Net.
+
+BEAT_WEIGHT = 0.2  # of the loss of the expected beat, beside 1 : 1 : 1
+
+
+def beat_loss(expected_beat, chart):
+    """Squared error of the expected pulse (B, T/4), where the true beats are known; weighted.
+
+    The target is the chart's pulse; factor and offset bring it to about mean 0 and variance 1.
+    """
+    target = 4 * chart[:, CHART_PULSE] - 0.5
+    is_known = chart[:, CHART_BEAT_TOLD]
+    error = (expected_beat - target).square() * is_known
+    return BEAT_WEIGHT * error.sum() / is_known.sum().clamp(min=1)
+
+
+def expected_pulse(expected):
+    """(B, S + 1, T/4) -> (B, T/4): about 1 where a beat is expected for sure, 0 for no beat."""
+    return (expected[:, N_FEATURES] + 0.5) / 4
 
 
 def crop(x, start, length):
@@ -922,8 +1065,9 @@ class FastSAG(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.semantic = Projection(cfg, N_FEATURES + N_BAR, N_FEATURES, cfg.layers, attention=True)
-        self.prior = Projection(cfg, N_FEATURES + cfg.dim, PATCH * cfg.n_mels, 2, attention=False)
+        heard_and_told = N_FEATURES + N_BAR + N_CHART
+        self.semantic = Projection(cfg, heard_and_told, N_EXPECTED, cfg.layers, attention=True)
+        self.prior = Projection(cfg, N_EXPECTED + cfg.dim, PATCH * cfg.n_mels, 2, attention=False)
         self.denoiser = Denoiser(cfg)
         self.vocoder = None  # a Vocoder(cfg), once one is trained
 
@@ -935,23 +1079,33 @@ class FastSAG(nn.Module):
     def device(self):
         return next(self.parameters()).device
 
-    def condition(self, vocals, keep_inputs=None):
-        """What and where to play: vocals (B, L) -> expected (B, S, T/4), mu (B, M, T).
+    def condition(self, vocals, chart=None, keep_inputs=None):
+        """What and where to play: vocals (B, L) -> expected (B, S + 1, T/4), mu (B, M, T).
 
-        keep_inputs (B, 2), in training: 0 where the music features, or the bar profile, are hidden,
-        so that the projections learn to manage with either of them.
+        chart (B, N_CHART, T/4): what the user tells; None is nothing. keep_inputs (B, 2), in
+        training: 0 where the music features, or the bar profile, are hidden, so that the
+        projections learn to manage with either of them.
         """
         mel = log_mel(vocals, self.cfg)
         features = music_features(vocals, mel, self.cfg)
         bar = bar_profile(mel, chroma_of(features), self.cfg)
+        if self.cfg.without == "bar-profile":
+            bar = torch.zeros_like(bar)
         if keep_inputs is not None:
             features = features * keep_inputs[:, :1, None]
             bar = bar * keep_inputs[:, 1:, None]
 
-        expected, hidden = self.semantic(features, bar)
+        if chart is None:
+            chart = torch.zeros(len(mel), N_CHART, bar.shape[-1], device=mel.device)
+
+        expected, hidden = self.semantic(features, bar, chart)
+        if self.cfg.without == "semantic":
+            expected = torch.zeros_like(expected)
         # Each feature frame holds four mel frames: (B, M * 4, T/4) -> (B, M, T/4, 4) -> (B, M, T)
         frames, _ = self.prior(expected, hidden)
         mu = frames.unflatten(1, (-1, PATCH)).transpose(2, 3).flatten(2)
+        if self.cfg.without == "prior":
+            mu = torch.zeros_like(mu)
         return expected, mu
 
     def draw_randomness(self, batch, frames, generator):
@@ -969,27 +1123,32 @@ class FastSAG(nn.Module):
         noise = torch.randn(batch, cfg.n_mels, segment, **options)
         keep_cond = torch.rand(batch, **options) >= cfg.cond_dropout
         keep_inputs = torch.rand(batch, 2, **options) >= cfg.input_dropout
+        chart_mask = draw_chart_mask(batch, frames // PATCH, options)
         return {
             "sigma": log_sigma.exp(),
             "start": start,
             "noise": noise,
             "keep_cond": keep_cond.float(),
             "keep_inputs": keep_inputs.float(),
+            "chart_mask": chart_mask,
         }
 
-    def forward(self, vocals, accomp, randomness):
-        """vocals, accomp (B, L), and what draw_randomness() gave -> the three losses as a dict.
+    def forward(self, vocals, accomp, chart, randomness):
+        """vocals, accomp (B, L), chart (B, N_CHART, T/4), what draw_randomness() gave -> losses.
 
-        "semantic" and "prior" are scalars, "diffusion" is (B,). All are close to 1 for networks
-        whose output is 0, hence weights of 1 : 1 : 1.
+        A dict: the three losses of the paper, and "beat", weighted. "diffusion" is (B,), the others
+        are scalars. The three are close to 1 for networks whose output is 0, hence weights of
+        1 : 1 : 1.
         """
         cfg = self.cfg
         log_mel_accomp = log_mel(accomp, cfg)
         features = music_features(accomp, log_mel_accomp, cfg)
         mel_accomp = normalise(log_mel_accomp, cfg)
 
-        expected, mu = self.condition(vocals, randomness["keep_inputs"])
-        semantic = F.mse_loss(expected, features)
+        told = chart * randomness["chart_mask"]
+        expected, mu = self.condition(vocals, told, randomness["keep_inputs"])
+        semantic = F.mse_loss(expected[:, :N_FEATURES], features)
+        beat = beat_loss(expected[:, N_FEATURES], chart)
         prior = F.mse_loss(mu, mel_accomp) / cfg.sigma_data**2
 
         # The U-Net needs less context than the projections: a segment of each clip is enough
@@ -1006,7 +1165,14 @@ class FastSAG(nn.Module):
             self.denoiser, mel_segment, mu_segment, expected_segment, sigma, noise
         )
 
-        return {"semantic": semantic, "prior": prior, "diffusion": diffusion}
+        if cfg.without == "semantic-loss":
+            semantic = 0 * semantic
+            beat = 0 * beat
+        if cfg.without == "prior-loss":
+            prior = 0 * prior
+        if cfg.without == "diffusion":
+            diffusion = 0 * diffusion
+        return {"semantic": semantic, "beat": beat, "prior": prior, "diffusion": diffusion}
 
     def denoise_song(self, x, sigma, mu, expected, guidance_scale, window=8192, halo=512):
         """The denoised mel of a whole song; on a CPU in windows of 87 s, to save memory.
@@ -1033,6 +1199,8 @@ class FastSAG(nn.Module):
         progress=True shows a bar.
         """
         cfg = self.cfg
+        if cfg.without == "diffusion":
+            return mu
         sigmas = noise_levels(num_steps, cfg)  # on the CPU: they steer the loop
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
         noise = torch.randn(mu.shape, generator=generator).to(mu.device)
@@ -1048,15 +1216,27 @@ class FastSAG(nn.Module):
     # From here on: what a user calls, and the steps that sample.py times one by one
 
     @torch.no_grad()
-    def accompany(self, vocals, sample_rate, num_steps=8, guidance_scale=5.0, seed=0):
+    def accompany(
+        self,
+        vocals,
+        sample_rate,
+        num_steps=8,
+        guidance_scale=5.0,
+        seed=0,
+        chart=None,
+        bpm=None,
+        first_beat=None,
+    ):
         """vocals (L,) float -> accompaniment (L,) float32 numpy, at the same sample rate.
 
         It is as loud as the vocals, measured by active_dbfs. Half a minute or more lets the model
-        find the beat. Raises ValueError for vocals that are not mono, or silent.
+        find the beat. chart, bpm, first_beat: what the user tells, see tell(). Raises ValueError
+        for vocals that are not mono, or silent, and UserError for what tell() refuses.
         """
         vocals = torch.as_tensor(vocals, dtype=torch.float32)
         wav, gain = self.prepare(vocals, sample_rate)
-        expected, mu = self.condition(wav)
+        told = self.tell(wav, len(vocals) / sample_rate, chart, bpm, first_beat)
+        expected, mu = self.condition(wav, told)
         mel = self.sample(mu, expected, num_steps, guidance_scale, seed)
         return self.render(mel, gain, sample_rate, len(vocals))
 
@@ -1075,6 +1255,33 @@ class FastSAG(nn.Module):
         gain = 10 ** ((self.cfg.level_dbfs - level) / 20)
         padded = F.pad(wav * gain, (0, -len(wav) % self.frame_length))
         return padded[None].to(self.device), gain
+
+    def tell(self, wav, seconds, chart=None, bpm=None, first_beat=None):
+        """What the user tells of a song -> (1, N_CHART, T/4) for condition(); None if nothing.
+
+        wav (1, L') as prepare() gives it; seconds: length of the song. chart: chords as (begin,
+        end, label) in seconds, see parse_chord(); between them the model decides. bpm:
+        beats per minute. first_beat: time of a beat in seconds; if None, it is the beginning of the
+        first chord (of the second, if the first begins at 0 s with the file), or else the beats
+        that the model expects decide. Raises UserError for what cannot be.
+        """
+        check_told(bpm, first_beat, seconds)
+        if not chart and bpm is None:
+            return None
+
+        chords = parse_chart(chart or [], seconds)
+        num_frames = wav.shape[-1] // (self.cfg.hop_length * PATCH)
+        beats = []
+        if bpm is not None:
+            bpm = told_tempo(bpm)
+            if first_beat is None:
+                first_beat = next((begin for begin, _, _ in chords if begin > 0), None)
+            if first_beat is None:
+                expected, _ = self.condition(wav)
+                pulse = expected_pulse(expected)[0].float().cpu()
+                first_beat = find_first_beat(pulse, bpm, self.cfg)
+            beats = regular_beats(bpm, first_beat, num_frames / frame_rate(self.cfg))
+        return chart_features(chords, beats, num_frames, self.cfg)[None].to(wav.device)
 
     def vocode(self, mel, vocoder="neural"):
         """log-mel (1, M, T) -> waveform (1, T * hop). "neural" or "griffinlim".
@@ -1285,6 +1492,143 @@ class Vocoder(nn.Module):
             return self(mel[..., begin:end], start=begin)
 
         return in_pieces(run, mel.shape[-1], piece, halo, self.cfg.hop_length)
+
+
+# --------------------------------------------------------------------------------------------------
+# The chart as text. NOT IN THE PAPER; a reader may skip it. The user tells chords as (begin, end,
+# label), in seconds, and a tempo.
+
+LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+ACCIDENTALS = {"": 0, "#": 1, "b": -1}
+
+# Kinds of chords: semitones above the root. Each has one or more spellings.
+CHORD_KINDS = {
+    ("", "maj"): (0, 4, 7),
+    ("m", "min"): (0, 3, 7),
+    ("7",): (0, 4, 7, 10),
+    ("maj7", "M7"): (0, 4, 7, 11),
+    ("m7", "min7"): (0, 3, 7, 10),
+    ("mM7", "minmaj7"): (0, 3, 7, 11),
+    ("dim",): (0, 3, 6),
+    ("dim7",): (0, 3, 6, 9),
+    ("m7b5", "hdim7"): (0, 3, 6, 10),
+    ("aug", "+"): (0, 4, 8),
+    ("sus2",): (0, 2, 7),
+    ("sus4", "sus"): (0, 5, 7),
+    ("7sus4",): (0, 5, 7, 10),
+    ("6", "maj6"): (0, 4, 7, 9),
+    ("m6", "min6"): (0, 3, 7, 9),
+    ("9",): (0, 4, 7, 10, 2),
+    ("maj9",): (0, 4, 7, 11, 2),
+    ("m9", "min9"): (0, 3, 7, 10, 2),
+    ("add9",): (0, 4, 7, 2),
+    ("5",): (0, 7),
+}
+SPELLINGS = {name: tones for names, tones in CHORD_KINDS.items() for name in names}
+
+# The bass of a MIREX label, "C:maj/3", is a degree of the major scale.
+DEGREES = {"1": 0, "2": 2, "3": 4, "4": 5, "5": 7, "6": 9, "7": 11}
+
+
+def parse_note(text):
+    """The pitch class of a note: 6 for "F#". Raises KeyError if the text names none."""
+    return (LETTERS[text[:1]] + ACCIDENTALS[text[1:]]) % 12
+
+
+def parse_chord(label):
+    """The pitch classes of a chord, the lowest note first: [7, 9, 0, 4] for "Am7/G".
+
+    "N" is no chord: []. MIREX spells "A:min7/b7", which is understood, too. Raises UserError.
+    """
+    if label == "N":
+        return []
+
+    name, slash, bass_name = label.partition("/")
+    root_length = 2 if name[1:2] in ("#", "b") else 1
+    try:
+        root = parse_note(name[:root_length])
+        tones = SPELLINGS[name[root_length:].removeprefix(":")]
+        notes = [(root + tone) % 12 for tone in tones]
+        if not slash:
+            return notes
+
+        if bass_name[-1:] in DEGREES:
+            bass = (root + DEGREES[bass_name[-1:]] + ACCIDENTALS[bass_name[:-1]]) % 12
+        else:
+            bass = parse_note(bass_name)
+    except KeyError:
+        raise UserError(
+            f"chord {label!r:.40} is not known; C, Am, F#m7, Bbmaj7, Dsus4, C/E or N are right"
+        ) from None
+    return [bass] + [note for note in notes if note != bass]
+
+
+def parse_chart(chart, seconds):
+    """[(begin, end, label)] of a song of so many seconds -> [(begin, end, pitch classes)], sorted.
+
+    Where a label is "X", an unknown chord in MIREX, the model decides. Raises UserError.
+    """
+    slack = 0.1  # seconds: times may be rounded
+    chords = []
+    last_end = 0.0
+    for begin, end, label in sorted(chart):
+        chord = f"chord {label:.40} from {begin:g} to {end:g} s"
+        if not 0 <= begin < end:  # refuses NaN, too
+            raise UserError(f"{chord}: must begin at 0 s or later, and end after that")
+        if begin >= seconds or end > seconds + slack:
+            raise UserError(f"{chord}: must end within the song, which lasts {seconds:.2f} s")
+        if begin < last_end - slack:
+            raise UserError(f"{chord}: the chord before it ends at {last_end:g} s only")
+        last_end = end
+        if label != "X":
+            chords.append((begin, end, parse_chord(label)))
+    return chords
+
+
+# The model has hardly met other tempos, in beats per minute. Of faster beats every second is told;
+# between slower ones, one more each.
+SLOWEST_TOLD = 50
+FASTEST_TOLD = 180
+
+
+def check_told(bpm, first_beat, seconds):
+    """Raises UserError if a tempo or the time of a beat cannot be."""
+    if bpm is not None and not 30 <= bpm <= 300:
+        raise UserError(f"bpm {bpm:g}: must lie between 30 and 300")
+    if first_beat is not None and bpm is None:
+        raise UserError(f"first-beat {first_beat:g}: needs a tempo (bpm), too")
+    if first_beat is not None and not 0 <= first_beat < seconds:
+        raise UserError(
+            f"first-beat {first_beat:g}: must lie within the song, from 0 to {seconds:.2f} s"
+        )
+
+
+def told_tempo(bpm):
+    """The tempo that the model is told: bpm, halved or doubled if need be."""
+    while bpm > FASTEST_TOLD:
+        bpm = bpm / 2
+    while bpm < SLOWEST_TOLD:
+        bpm = bpm * 2
+    return bpm
+
+
+def regular_beats(bpm, first_beat, seconds):
+    """Times of all beats within a song, in seconds: before and after first_beat."""
+    beat = 60 / bpm
+    before = math.floor(first_beat / beat)
+    after = math.floor((seconds - first_beat) / beat)
+    return [first_beat + n * beat for n in range(-before, after + 1)]
+
+
+def find_first_beat(pulse, bpm, cfg):
+    """Expected pulses (T/4,) -> seconds until the first of the beats at bpm that fit them best."""
+    seconds = len(pulse) / frame_rate(cfg)
+    places = torch.arange(32) / 32 * 60 / bpm
+    strength = []
+    for place in places.tolist():
+        grid = beat_pulses(regular_beats(bpm, place, seconds), len(pulse), cfg)
+        strength.append((grid * pulse).sum() / grid.sum().clamp(min=1))
+    return places[torch.stack(strength).argmax()].item()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -12,6 +12,9 @@ Layouts of stems that are recognised, in WAV, FLAC, OGG, MP3 or AIFF, at any sam
     pairs         NAME_vocals.wav beside NAME_accompaniment.wav or NAME_instrumental.wav
     MIR-1K        SINGER_SONG_CLIP.wav: stereo, band on the left, vocals on the right
 
+Pauses of voice or band that last longer than 4 s are cut out. In MIR-1K all songs of a singer go to
+training or all to validation; elsewhere, songs of one artist may go to both.
+
 What is written:
 
     OUT/train.bin, val.bin   int16 (samples, 2): column 0 vocals, column 1 accompaniment; songs

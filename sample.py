@@ -1,14 +1,17 @@
 """Play along: solo singing in, accompaniment out.
 
-    python sample.py vocals.wav         writes accompaniment.wav, mix.wav and mel.png to out/vocals
+    python sample.py vocals.wav         writes accompaniment.wav, mix.wav, mel.png and chart.txt,
+                                        the chords that are played, to out/vocals
+    python sample.py a.wav --bpm 96 --chart chart.txt       play this tempo and these chords
     python sample.py a.wav b.flac       several songs, each into a folder of its own
     python sample.py a.wav --takes 3    three different accompaniments
     python sample.py a.wav --page       also writes out/index.html: listen, mix voice and band
     python sample.py --evaluate data/demo     a table of quality over a set's validation songs
 
 The accompaniment is as loud as the voice and has the voice's sample rate, but at least 24 kHz. The
-last line tells where the time went, and the real-time factor: seconds of computing per second of
-music. Loading the weights is included; it counts as reading.
+comment field of each sound file holds the command that makes it again. The last line tells where
+the time went, and the real-time factor: seconds of computing per second of music. Loading the
+weights is included; it counts as reading.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import time
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +34,30 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from fastsag import (
+    CHART_PULSE,
+    FASTEST_TOLD,
     PATCH,
+    SLOWEST_TOLD,
+    SPELLINGS,
     Config,
     FastSAG,
     UserError,
     active_dbfs,
     bfloat16_pays,
+    chart_features,
+    check_told,
+    chroma,
     chroma_of,
     denormalise,
+    expected_pulse,
+    frame_rate,
     log_mel,
     music_features,
     normalise,
     onset_envelope,
     resample,
     stft_distance,
+    told_tempo,
     write_file,
 )
 from prep import audio_bytes, read_audio, read_set
@@ -73,6 +87,7 @@ def play_along(model, path, folder, args, stopwatch, page_takes):
     """
     # Read. At least the model's rate: a telephone recording, too, gets the whole band.
     vocals, sample_rate = read_vocals(path)
+    chart = read_chart(args.chart) if args.chart else None
     rate = max(sample_rate, model.cfg.sample_rate)
     vocals = resample(vocals, sample_rate, rate)
     stopwatch.lap("read")
@@ -80,7 +95,8 @@ def play_along(model, path, folder, args, stopwatch, page_takes):
     # Condition: the features and the mean mel to expect of the accompaniment. wav is the vocals at
     # the model's rate and level; render() takes the gain back.
     wav, gain = model.prepare(vocals, rate)
-    expected, mu = model.condition(wav)
+    told = model.tell(wav, len(vocals) / rate, chart, args.bpm, args.first_beat)
+    expected, mu = model.condition(wav, told)
     stopwatch.lap("condition")
 
     for take in range(args.takes):
@@ -97,12 +113,14 @@ def play_along(model, path, folder, args, stopwatch, page_takes):
         pair = np.stack([vocals.numpy(), accomp], axis=1)  # (L, 2)
         pair *= min(gain_to_fit(pair.sum(axis=1)), gain_to_fit(pair))  # the page plays both sides
         accomp *= gain_to_fit(accomp)
-        picture = draw_stages(wav, expected, mu, mel, model.cfg)
+        played = transcribe(accomp, rate, expected, told, args.bpm, model.cfg)
+        picture = draw_stages(wav, expected, mu, mel, played, model.cfg)
         command = command_to_repeat(path, seed, args)
         suffix = f"-{take + 1}" if take > 0 else ""
         write_file(f"{folder}/accompaniment{suffix}.wav", audio_bytes(accomp, rate, command))
         write_file(f"{folder}/mix{suffix}.wav", audio_bytes(pair.sum(axis=1), rate, command))
         write_file(f"{folder}/mel{suffix}.png", picture)
+        write_file(f"{folder}/chart{suffix}.txt", format_chart(played).encode())
         if args.page:
             title = f"{printable(os.path.basename(path))} {take + 1}/{args.takes}"
             page_takes.append(describe_take(title, command, pair, rate, picture))
@@ -154,6 +172,12 @@ def command_to_repeat(path, seed, args):
         f"python sample.py {shlex.quote(printable(path))} --seed {seed} --steps {args.steps} "
         f"--guidance {args.guidance:g} --vocoder {args.vocoder}"
     )
+    if args.chart:
+        command += f" --chart {shlex.quote(printable(args.chart))}"
+    if args.bpm is not None:
+        command += f" --bpm {args.bpm:g}"
+    if args.first_beat is not None:
+        command += f" --first-beat {args.first_beat:g}"
     if args.checkpoint != DEFAULT_CHECKPOINT:
         command += f" --checkpoint {shlex.quote(args.checkpoint)}"
     return command
@@ -197,7 +221,7 @@ def play_all(model, args, stopwatch):
         folders.append(folder)
         try:
             music += play_along(model, path, folder, args, stopwatch, page_takes)
-            print(f"{folder}/: accompaniment, mix, picture")
+            print(f"{folder}/: accompaniment, mix, picture, chart")
         except UserError as problem:
             print(f"sample.py: error: {problem}", file=sys.stderr)
             all_well = False
@@ -257,6 +281,218 @@ def peak_memory():
 
 
 # --------------------------------------------------------------------------------------------------
+# The chart: chords as (begin, end, label), in seconds. What the model has played is written down,
+# on the beats that it was told or expected. Read it, change it, hand it back.
+
+
+def read_chart(path):
+    """A text file with a chord in each line -> [(begin, end, label)]. Raises UserError.
+
+    "0.00 2.35 Am", in seconds: Audacity's label tracks and MIREX .lab files are written so.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"chart {path} cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"chart {path} is not text in UTF-8; write begin, end, chord") from None
+
+    chart = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if not fields or fields[0] == "\\":  # Audacity: frequencies of the label above
+            continue
+        try:
+            begin, end, label = fields
+            chart.append((float(begin), float(end), label))
+        except ValueError:
+            raise UserError(
+                f"{path}, line {number}: {line.strip()!r:.60} is not a begin and an end in seconds "
+                f"and a chord, as in: 0.00 2.35 Am"
+            ) from None
+    if not chart:
+        raise UserError(f"chart {path} holds no chord; write lines like: 0.00 2.35 Am")
+    return chart
+
+
+def format_chart(chart):
+    """[(begin, end, label)] -> text, a chord in each line, as read_chart() reads it."""
+    return "".join(f"{begin:.3f}\t{end:.3f}\t{label}\n" for begin, end, label in chart)
+
+
+# Written down by a beat tracker and a chord finder, each as short as it can be.
+
+SHARP_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+FLAT_NAMES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
+LIKELY_TEMPO = 100  # beats per minute
+STEADINESS = 20  # a beat that comes 10 % late costs a fifth of a sure pulse
+HEARD_KINDS = ("", "m", "7", "m7", "maj7", "dim", "sus4")  # others are not told apart
+CHANGE_COST = 0.2  # a new chord must fit better by this much, summed over its beats
+RARE_COST = 0.06  # per beat, of a kind other than major and minor, and of a bass beside the root
+SILENT = 0.35  # norm of a beat's chroma, 1 at most, below which nothing sounds
+
+
+def transcribe(accomp, sample_rate, expected, told, bpm, cfg):
+    """What was played -> [(begin, end, label)] in seconds, chords on beats.
+
+    accomp (L,) numpy; expected and told: what it was made from. bpm, if told, gives the beats;
+    otherwise the model's expectation does.
+    """
+    if bpm is None:
+        pulse = expected_pulse(expected)[0]
+        period = None
+    else:
+        pulse = told[0, CHART_PULSE]
+        period = round(frame_rate(cfg) * 60 / told_tempo(bpm))
+    beats = track_beats(pulse.float().cpu().numpy(), cfg, period)
+
+    # Chroma asks for the level that the model works at: below it lies silence.
+    wav = resample(torch.from_numpy(accomp), sample_rate, cfg.sample_rate)
+    wav = wav * 10 ** ((cfg.level_dbfs - active_dbfs(wav, cfg.sample_rate)) / 20)
+    wav = F.pad(wav, (0, -len(wav) % (cfg.hop_length * PATCH)))
+    both = chroma(wav[None], cfg)[0]  # bass and middle: (2, 12, T/4)
+    return recognise_chords(both, beats, len(accomp) / sample_rate, cfg)
+
+
+def find_period(pulse, cfg):
+    """Pulses (T/4,) numpy -> frames per beat, or None for less than a beat.
+
+    The lag of the highest autocorrelation, weighted by a Gaussian of one octave: likely tempos are
+    preferred.
+    """
+    frames_per_minute = frame_rate(cfg) * 60
+    shortest = round(frames_per_minute / FASTEST_TOLD)
+    longest = min(round(frames_per_minute / SLOWEST_TOLD), len(pulse) - 1)
+    lags = np.arange(shortest, longest + 1)
+    if len(lags) == 0:
+        return None
+
+    strength = np.array([np.mean(pulse[lag:] * pulse[:-lag]) for lag in lags])
+    octaves = np.log2(frames_per_minute / lags / LIKELY_TEMPO)
+    return lags[np.argmax((strength + 1e-6) * np.exp(-0.5 * octaves**2))]
+
+
+def track_beats(pulse, cfg, period=None):
+    """Pulses (T/4,) numpy -> times of beats in seconds (Ellis 2007); period: frames per beat.
+
+    By dynamic programming: a beat is good where the pulse is strong, and where it comes a period
+    after the one before.
+    """
+    rate = frame_rate(cfg)
+    pulse = pulse.clip(min=0)
+    N = len(pulse)
+    if period is None:
+        period = find_period(pulse, cfg)
+    if period is None:
+        return []
+
+    # The best sum of pulses up to each frame, and which beat came before. In front of `best` lie
+    # zeros for the time before the song: any beat may be the first one.
+    margin = 2 * period
+    steps = np.arange(period // 2, margin + 1)
+    penalty = STEADINESS * np.log(steps / period) ** 2
+    best = np.zeros(margin + N)
+    previous = np.zeros(N, int)
+    for frame in range(N):
+        candidates = best[frame + margin - steps] - penalty
+        choice = candidates.argmax()
+        best[frame + margin] = pulse[frame] + candidates[choice]
+        previous[frame] = frame - steps[choice]
+
+    beats = []
+    frame = N - period + best[-period:].argmax()
+    while frame >= 0:
+        beats.append((frame + 0.5) / rate)
+        frame = previous[frame]
+    return [float(beat) for beat in reversed(beats)]
+
+
+def chord_templates():
+    """All chords that may be heard -> [(root, kind, bass)], chroma (chords, 24), cost (chords,)."""
+    chords = []
+    templates = []
+    costs = []
+    for kind in HEARD_KINDS:
+        for root in range(12):
+            notes = [(root + tone) % 12 for tone in SPELLINGS[kind]]
+            for bass in notes[:3]:
+                template = np.zeros(24)
+                template[bass] = 0.5  # the chord counts twice as much as its bass
+                template[[12 + note for note in notes]] = len(notes) ** -0.5
+                chords.append((root, kind, bass))
+                templates.append(template)
+                costs.append(RARE_COST * (kind not in ("", "m")) + RARE_COST * (bass != root))
+    return chords, np.array(templates), np.array(costs)
+
+
+def name_chords(chords):
+    """[(root, kind, bass)] of a song -> [label], with sharps or with flats."""
+    roots = [root for root, _, _ in chords]
+    on_the_flat_side = sum(root in (5, 10, 3, 8) for root in roots)  # F, Bb, Eb, Ab
+    on_the_sharp_side = sum(root in (2, 9, 4, 11) for root in roots)  # D, A, E, B
+    names = FLAT_NAMES if on_the_flat_side > on_the_sharp_side else SHARP_NAMES
+
+    labels = []
+    for root, kind, bass in chords:
+        slash = "" if bass == root else "/" + names[bass]
+        labels.append(names[root] + kind + slash)
+    return labels
+
+
+def best_path(fit):
+    """fit (beats, chords) -> the chord of each beat: the highest sum, less CHANGE_COST per change.
+
+    The algorithm of Viterbi. Going from any chord to any other costs the same, so for each chord
+    there are two ways only: it was there before, or the best of all was.
+    """
+    total = fit[0]
+    came_from = []
+    for row in fit[1:]:
+        best = total.argmax()
+        stays = total >= total[best] - CHANGE_COST
+        came_from.append(np.where(stays, np.arange(len(row)), best))
+        total = np.where(stays, total, total[best] - CHANGE_COST) + row
+
+    path = [total.argmax()]
+    for before in reversed(came_from):
+        path.append(before[path[-1]])
+    return path[::-1]
+
+
+def recognise_chords(both, beats, seconds, cfg):
+    """Chroma (2, 12, T/4) of a band, times of beats -> [(begin, end, label)] from 0 to `seconds`.
+
+    Chords change on beats.
+    """
+    edges = [0.0, *[beat for beat in beats if 0.1 < beat < seconds - 0.1], seconds]
+    frames = (np.array(edges) * frame_rate(cfg)).astype(int)
+
+    # Mean chroma of each beat, brought to length 1 in bass and middle; 0 where nothing sounds
+    heard = []
+    for first, last in pairwise(frames):
+        first = min(first, both.shape[-1] - 1)
+        heard.append(both[:, :, first : max(first + 1, last)].mean(-1))
+    heard = torch.stack(heard)  # (beats, 2, 12)
+    sounds = heard.norm(dim=2, keepdim=True) > SILENT
+    heard = (F.normalize(heard, dim=2) * sounds).flatten(1).numpy()
+    sounds = sounds.any(dim=1)
+
+    chords, templates, costs = chord_templates()
+    path = best_path(heard @ templates.T - costs)
+    labels = name_chords([chords[number] for number in path])
+
+    # Beats with the same chord become one line.
+    chart = []
+    for (begin, end), label, is_heard in zip(pairwise(edges), labels, sounds, strict=True):
+        if not is_heard:
+            label = "N"
+        if chart and chart[-1][2] == label:
+            begin, _, _ = chart.pop()
+        chart.append((begin, end, label))
+    return chart
+
+
+# --------------------------------------------------------------------------------------------------
 # The picture: four panels with axes, one for each stage of the signal path, as a PNG file. All by
 # hand, so that no plotting package is needed; this part may be skipped.
 
@@ -266,6 +502,7 @@ PANEL_HEIGHT = 210
 LEFT = 60  # margin for the labels
 RIGHT = 40
 GAP = 26  # above each panel for its title, and below the last for the time axis
+CHART_ROW = 18  # below the time axis, for the chords that are played
 TICK = 5  # length of the marks on the axes
 BACKGROUND = 24  # dark grey
 FOREGROUND = 210  # light grey
@@ -276,12 +513,12 @@ COLOURS = np.array(
 )
 
 # What the vertical axes show: the frequency of a mel row in Hz, the note of a chroma row
-FREQUENCY_LABELS = {"200": 200, "500": 500, "1k": 1000, "2k": 2000, "4k": 4000, "8k": 8000}
+FREQUENCY_LABELS = {"200": 200, "500": 500, "1K": 1000, "2K": 2000, "4K": 4000, "8K": 8000}
 NOTE_LABELS = [("C", 0), ("E", 4), ("G", 7), ("C", 12), ("E", 16), ("G", 19)]
 TIME_STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)  # seconds between time labels
 MOST_TIME_STEPS = 12
 
-# Letters of 3 x 5 dots, with a column between them
+# Letters of 3 x 5 dots, with a column between them. Small ones occur in names of chords only.
 FONT = {
     "0123456789": (
         "### .#. ### ### #.# ### ### ### ### ###",
@@ -304,6 +541,13 @@ FONT = {
         "#.# #.# #.. ### #.# ..# .#. #.# #.# ### #.# .#. #..",
         "#.# .#. #.. .## #.# ##. .#. ### .#. #.# #.# .#. ###",
     ),
+    "abdijmsu#/": (
+        "... #.. ..# .#. ..# ... ... ... #.# ..#",
+        ".## #.. ..# ... ... ### .## #.# ### ..#",
+        "#.# ##. .## .#. ..# ### #.. #.# #.# .#.",
+        "#.# #.# #.# .#. #.# #.# .## #.# ### #..",
+        ".## ##. .## .#. .#. #.# ##. .## #.# #..",
+    ),
 }
 DOT = 2  # a dot of a letter is a square of 2 x 2 pixels
 LETTER_WIDTH = 3 * DOT
@@ -318,27 +562,29 @@ class Panel:
     labels: list  # of (text, row)
 
 
-def draw_stages(vocals, expected, mu, mel, cfg):
-    """The four stages of one song -> the bytes of a PNG file.
+def draw_stages(vocals, expected, mu, mel, chart, cfg):
+    """The four stages of one song, and the chords that are played -> the bytes of a PNG file.
 
-    vocals (1, L) at the model's rate; expected features (1, S, T/4); mu and mel (1, M, T),
-    normalised.
+    vocals (1, L) at the model's rate; expected features (1, N_EXPECTED, T/4); mu and mel (1, M, T),
+    normalised; chart [(begin, end, label)].
     """
     mel_vocals = normalise(log_mel(vocals, cfg), cfg)
     expected_chroma = chroma_of(expected) / 0.7  # two equally strong notes have 0.7 each
     frequencies = frequency_labels(cfg)
     panels = [
-        Panel("vocals in Hz", mel_brightness(mel_vocals), frequencies),
-        Panel("expected harmony  bass below  middle above", expected_chroma, NOTE_LABELS),
-        Panel("prior mu in Hz", mel_brightness(mu), frequencies),
-        Panel("accompaniment in Hz", mel_brightness(mel), frequencies),
+        Panel("VOCALS IN HZ", mel_brightness(mel_vocals), frequencies),
+        Panel("EXPECTED HARMONY  BASS BELOW  MIDDLE ABOVE", expected_chroma, NOTE_LABELS),
+        Panel("PRIOR MU IN HZ", mel_brightness(mu), frequencies),
+        Panel("ACCOMPANIMENT IN HZ", mel_brightness(mel), frequencies),
     ]
 
-    height = (PANEL_HEIGHT + GAP) * len(panels) + GAP
+    height = (PANEL_HEIGHT + GAP) * len(panels) + GAP + CHART_ROW
     picture = np.full((height, LEFT + PANEL_WIDTH + RIGHT, 3), BACKGROUND, np.uint8)
     for i, panel in enumerate(panels):
         draw_panel(picture, GAP + i * (PANEL_HEIGHT + GAP), panel)
-    draw_time_axis(picture, vocals.shape[-1] / cfg.sample_rate)
+    bottom = GAP + len(panels) * (PANEL_HEIGHT + GAP) - GAP  # of the last panel
+    draw_time_axis(picture, bottom, vocals.shape[-1] / cfg.sample_rate)
+    draw_chart(picture, bottom + GAP, chart, vocals.shape[-1] / cfg.sample_rate)
     return encode_png(picture)
 
 
@@ -386,24 +632,34 @@ def draw_panel(picture, top, panel):
         write_text(picture, LEFT - 8 - text_width, max(top, y - LETTER_HEIGHT // 2), text)
 
 
-def draw_time_axis(picture, seconds):
-    """Marks the time below the last panel, which is `seconds` long."""
+def draw_chart(picture, top, chart, seconds):
+    """Writes the names of chords where they begin, as far as there is room, from row `top` on."""
+    write_text(picture, 4, top, "CHORDS")
+    free = 0
+    for begin, _, label in chart:
+        x = LEFT + int(begin / seconds * (PANEL_WIDTH - 1))
+        if x >= free:
+            write_text(picture, x, top, label)
+            free = x + LETTER_STEP * (len(label) + 1)
+
+
+def draw_time_axis(picture, bottom, seconds):
+    """Marks the time below the last panel, which ends at row `bottom` and is `seconds` long."""
     fitting = [step for step in TIME_STEPS if seconds / step <= MOST_TIME_STEPS]
     step = fitting[0] if fitting else TIME_STEPS[-1]
 
-    bottom = len(picture) - GAP
     for second in range(0, int(seconds) + 1, step):
         x = LEFT + int(second / seconds * (PANEL_WIDTH - 1))
         picture[bottom : bottom + TICK, x] = FOREGROUND
-        write_text(picture, x - 4, bottom + 9, f"{second} s")
+        write_text(picture, x - 4, bottom + 9, f"{second} S")
 
 
 def write_text(picture, x, y, text):
-    """Writes text (letters, digits, spaces) into picture, its upper left corner at x, y.
+    """Writes text, in letters that FONT has, into picture, its upper left corner at x, y.
 
     What lies beyond the right edge is cut off.
     """
-    for letter in text.upper():
+    for letter in text:
         if letter != " ":
             spot = picture[y : y + LETTER_HEIGHT, x : x + LETTER_WIDTH]
             dots = glyph(letter).repeat(DOT, axis=0).repeat(DOT, axis=1)
@@ -412,7 +668,7 @@ def write_text(picture, x, y, text):
 
 
 def glyph(letter):
-    """A capital letter or a digit -> (5, 3) array, True where FONT has a dot."""
+    """A letter, digit or sign -> (5, 3) array, True where FONT has a dot."""
     alphabet = next(letters for letters in FONT if letter in letters)
     column = 4 * alphabet.index(letter)
     rows = [list(row[column : column + 3]) for row in FONT[alphabet]]
@@ -516,6 +772,7 @@ def measure(wav, true, cfg, facts):
         middle = chroma[12:, playing]
         result["on chord"] = on_chord(middle, chord_tones(facts["chords"], times[playing]))
         result["on beat"] = on_beat(onsets, facts["beats"], times)
+        result["in phase"] = in_phase(onsets, facts["beats"], times)
     return result, patch_statistics(mels[0])
 
 
@@ -574,6 +831,16 @@ def on_beat(onsets, beats, times):
     return (onsets[near].mean() / onsets[~near].mean()).item()
 
 
+def in_phase(onsets, beats, times):
+    """1.0 if onsets are stronger on the beats than half a beat after them, else 0.0.
+
+    The mean over songs is the share of songs in which the band has the beat where it is.
+    """
+    beats = np.array(beats)
+    halves = (beats[:-1] + beats[1:]) / 2
+    return float(on_beat(onsets, beats.tolist(), times) > on_beat(onsets, halves.tolist(), times))
+
+
 def patch_statistics(mel):
     """log-mel (M, T) -> (patches, 50): mean and standard deviation of 25 bands over 171 ms."""
     bands = F.avg_pool2d(mel[None], (4, 1))[0]  # (25, T)
@@ -622,6 +889,8 @@ LONGEST = 30  # seconds of each song
 TRUE = "true band"
 CEILING = "true band's mel"
 GENERATED = "generated"
+TOLD_CHART = "generated, chart told"
+TOLD_BEATS = "generated, beats told"
 MU = "prior mu alone"
 VOCALS = "the vocals themselves"
 FLOOR = "mismatched (another song's)"
@@ -658,15 +927,14 @@ def evaluate(model, args, stopwatch):
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
         # The other song is half the set away: neighbours may have the same singer.
         other_song = songs[(i + len(songs) // 2) % len(songs)]
+        facts = song[0]
         vocals, true = load_excerpt(song, model)
         _, other = load_excerpt(other_song, model)
         music += len(true) / cfg.sample_rate
         true_mel = log_mel(true[None], cfg)
         stopwatch.lap("load")
 
-        expected, mu = model.condition(vocals[None])
-        mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
-        generated = model.vocode(denormalise(mel, cfg), vocoder)[0]
+        generated, mu = generate(model, vocals, args, vocoder)
         stopwatch.lap("generated")
 
         copies = {}
@@ -680,17 +948,37 @@ def evaluate(model, args, stopwatch):
             TRUE: true,
             CEILING: copies[vocoder][0],
             GENERATED: generated,
+            **generate_told(model, vocals, facts, args, vocoder),
             MU: model.vocode(denormalise(mu, cfg), vocoder)[0],
             VOCALS: vocals,
             FLOOR: other,
         }
-        facts = song[0]
         for row, wav in rows.items():
             values, wav_patches = measure(wav, true, cfg, facts)
             measures[row].append(values)
             patches[row].append(wav_patches)
         stopwatch.lap("measure")
     return Results(vocoder, len(songs), music, measures, patches, distances)
+
+
+def generate(model, vocals, args, vocoder, told=None):
+    """vocals (L,) of load_excerpt -> accompaniment (L,), mu (1, M, T)."""
+    expected, mu = model.condition(vocals[None], told)
+    mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
+    return model.vocode(denormalise(mel, model.cfg), vocoder)[0], mu
+
+
+def generate_told(model, vocals, facts, args, vocoder):
+    """Rows of a song whose chords and beats are known: the model is told both, or the beats."""
+    if "chords" not in facts:
+        return {}
+    num_frames = len(vocals) // (model.cfg.hop_length * PATCH)
+    rows = {}
+    for row, chords in ((TOLD_CHART, facts["chords"]), (TOLD_BEATS, [])):
+        told = chart_features(chords, facts["beats"], num_frames, model.cfg)
+        told = told[None].to(model.device)
+        rows[row], _ = generate(model, vocals, args, vocoder, told)
+    return rows
 
 
 def load_excerpt(song, model):
@@ -703,30 +991,13 @@ def load_excerpt(song, model):
 
 
 def print_results(results, args, stopwatch, device):
-    """The table; how much of the gap rows close, from 0 % for the floor to 100 % for the ceiling;
-    and a line for each vocoder."""
-    names = list(results.measures[TRUE][0])
+    """The table, and a line for each vocoder."""
     print(
         f"{args.evaluate}: {results.songs} songs, {results.music / 60:.1f} minutes; "
         f"{args.steps} steps, guidance {args.guidance:g}, {results.vocoder}; "
         "mean and 95 % interval over songs"
     )
-    print(f"{'':28s}" + "".join(f"{name:>16s}" for name in names) + f"{'Frechet':>10s}")
-
-    means = {}
-    true_patches = np.concatenate(results.patches[TRUE])
-    for row, measures in results.measures.items():
-        values = np.array([list(song.values()) for song in measures])  # (songs, measures)
-        means[row] = values.mean(axis=0)
-        interval = 1.96 * values.std(axis=0, ddof=1) / math.sqrt(results.songs)
-        distance = frechet(np.concatenate(results.patches[row]), true_patches)
-        cells = [f"{m:9.3f} ±{half:5.3f}" for m, half in zip(means[row], interval, strict=True)]
-        print(f"{row:28s}" + "".join(cells) + f"{distance:10.2f}")
-
-    for row in (GENERATED, MU, VOCALS):
-        closed = 100 * (means[row] - means[FLOOR]) / (means[CEILING] - means[FLOOR])
-        shares = [f"{name} {share:.0f} %" for name, share in zip(names, closed, strict=True)]
-        print(f"gap closed by {row}: " + ", ".join(shares))
+    print_table(results)
 
     for vocoder, distances in results.distances.items():
         averages = []
@@ -743,12 +1014,41 @@ def print_results(results, args, stopwatch, device):
     print(f"RTF {factor:.3f} ({device}, condition, diffusion and vocoder)")
 
 
+def print_table(results):
+    """Mean and interval of each row, and how much of the gap from floor to ceiling rows close."""
+    names = list(results.measures[TRUE][0])
+    print(f"{'':28s}" + "".join(f"{name:>16s}" for name in names) + f"{'Frechet':>10s}")
+
+    means = {}
+    true_patches = np.concatenate(results.patches[TRUE])
+    for row, measures in results.measures.items():
+        values = np.array([list(song.values()) for song in measures])  # (songs, measures)
+        means[row] = values.mean(axis=0)
+        interval = 1.96 * values.std(axis=0, ddof=1) / math.sqrt(results.songs)
+        distance = frechet(np.concatenate(results.patches[row]), true_patches)
+        cells = [f"{m:9.3f} ±{half:5.3f}" for m, half in zip(means[row], interval, strict=True)]
+        print(f"{row:28s}" + "".join(cells) + f"{distance:10.2f}")
+
+    for row in means:
+        if row in (TRUE, CEILING, FLOOR):
+            continue
+        closed = 100 * (means[row] - means[FLOOR]) / (means[CEILING] - means[FLOOR])
+        shares = [f"{name} {share:.0f} %" for name, share in zip(names, closed, strict=True)]
+        print(f"gap closed by {row}: " + ", ".join(shares))
+
+
 # --------------------------------------------------------------------------------------------------
 # The command line
 
 
-def parse_arguments(parser, argv):
-    """The options of the command line; exits with a sentence if one is out of range."""
+def make_parser():
+    """The options and their defaults."""
+    parser = argparse.ArgumentParser(
+        prog="sample.py",
+        usage="python sample.py (VOCALS ... | --evaluate DATA) [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add(
         "vocals",
@@ -774,9 +1074,21 @@ def parse_arguments(parser, argv):
         help="neural (default): if the weights hold one, else griffinlim",
     )
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    add(
+        "--chart",
+        metavar="FILE",
+        help="chords to play, one a line: begin and end in seconds, chord; as chart.txt is written",
+    )
+    add("--bpm", type=float, help="tempo that was sung to, 30 to 300 beats per minute")
+    add("--first-beat", type=float, help="with --bpm: time of a beat in seconds, if known")
     add("--page", action="store_true", help="also write OUT/index.html: listen to all takes, mix")
     add("--evaluate", metavar="DATA", help="measure on a prepared set's validation songs instead")
 
+    return parser
+
+
+def parse_arguments(parser, argv):
+    """The command line -> options; exits with a sentence if one is out of range."""
     # A file called -x.wav is not an option: as ./-x.wav it is the same file.
     if argv is None:
         argv = sys.argv[1:]
@@ -789,6 +1101,7 @@ def parse_arguments(parser, argv):
 
     if bool(args.vocals) == bool(args.evaluate):
         parser.error("give audio files with singing, or --evaluate DATA")
+    check_told_options(parser, args)
     if not 0 <= args.guidance <= 20:
         parser.error(f"--guidance {args.guidance:g}: must lie between 0 and 20")
     if args.steps < 1:
@@ -800,15 +1113,24 @@ def parse_arguments(parser, argv):
     return args
 
 
+def check_told_options(parser, args):
+    """Exits with a sentence if --chart, --bpm or --first-beat cannot be."""
+    if args.chart is not None and len(args.vocals) != 1:
+        parser.error("--chart is for one song; give one audio file")
+    if args.first_beat is not None and len(args.vocals) != 1:
+        parser.error("--first-beat is for one song; give one audio file")
+    if args.bpm is not None and args.evaluate:
+        parser.error("--bpm is for songs, not for --evaluate")
+    try:
+        check_told(args.bpm, args.first_beat, math.inf)
+    except UserError as problem:
+        parser.error(f"--{problem}")
+
+
 def main(argv=None):
     """Runs the script. Raises SystemExit with status 2 after a user's error, 130 after Ctrl-C."""
     stopwatch = Stopwatch()
-    parser = argparse.ArgumentParser(
-        prog="sample.py",
-        usage="python sample.py (VOCALS ... | --evaluate DATA) [options]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser()
     args = parse_arguments(parser, argv)
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without emoji

@@ -37,6 +37,7 @@ import fastsag
 import prep
 import sample
 import train
+from baselines import singsong
 from demo.band import NUM_BANDS, draw_band, play
 from demo.lead_sheet import arrange_sheet, read_lead_sheets
 from demo.song import deal
@@ -107,7 +108,10 @@ def songs_in_memory(count, length):
     songs = []
     for _ in range(count):
         pairs = rng.integers(-32768, 32767, (length, 2), np.int16)
-        songs.append(({}, pairs, rng.uniform(1e-5, 1e-4, 2).astype(np.float32)))
+        seconds = range(length // RATE)
+        chords = [[second, second + 1, [second % 12, (second + 4) % 12]] for second in seconds]
+        facts = {"chords": chords, "beats": [second / 2 for second in range(2 * length // RATE)]}
+        songs.append((facts, pairs, rng.uniform(1e-5, 1e-4, 2).astype(np.float32)))
     return songs
 
 
@@ -119,7 +123,7 @@ def model_inputs(frames):
     """Noise in the shapes of x, mu and expected features, for a clip of so many mel frames."""
     x = noise(1, 100, frames)
     mu = noise(1, 100, frames, seed=1) / 2
-    expected = noise(1, 28, frames // 4, seed=2)
+    expected = noise(1, fastsag.N_EXPECTED, frames // 4, seed=2)
     return x, mu, expected
 
 
@@ -199,11 +203,11 @@ def checksums():
     return {path: zlib.crc32(path.read_bytes()) for path in paths}
 
 
-def refusal(script, args, capsys, usage=True):
+def refusal(script, args, capsys, usage=True, may_write=()):
     """Runs a script that must refuse its input -> the sentence that it says.
 
     Refusing is: exit status 2, one line of usage (not after a single song's error, since the other
-    songs go on), one line with the sentence, and no file written.
+    songs go on), one line with the sentence, and no file written, except those in may_write.
     """
     before = checksums()
 
@@ -219,7 +223,8 @@ def refusal(script, args, capsys, usage=True):
     if usage:
         assert lines[0].startswith(f"usage: python {name} ")
     assert lines[-1].startswith(f"{name}: error: ")
-    assert checksums() == before
+    after = checksums()
+    assert {path: after[path] for path in after if str(path) not in may_write} == before
     return lines[-1].removeprefix(f"{name}: error: ")
 
 
@@ -413,7 +418,7 @@ def test_the_bar_is_folded_onto_the_beat(per_minute, found):
     away = torch.arange(beats * 8) / 8 - beats / 2
     period = torch.full((1, len(BEAT_FRAMES)), beat)
 
-    rows = fastsag.fold(tracks[None], period, beats, away)[0, :, :, at]
+    rows = fastsag.fold(tracks[None], period, beats, away, CFG)[0, :, :, at]
 
     # Plainly, for some of the places: the mean of all bars, weighted by a Hann window
     bars = torch.arange(-30, 31)
@@ -425,6 +430,96 @@ def test_the_bar_is_folded_onto_the_beat(per_minute, found):
             values = np.interp(at + distance, BEAT_FRAMES, track)
             mean = np.average(values, weights=hann)
             close(value, mean, 2e-3, f"{away[i]:.3f} beats away")
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: the chart
+
+FRAME = 1024 / RATE  # seconds per feature frame
+A_MINOR_OVER_C = [0, 9, 4]  # the lowest note first
+
+
+def rows_of(notes):
+    """Pitch classes -> (12,), 1 at each of them."""
+    return torch.isin(torch.arange(12), torch.tensor(notes)).float()
+
+
+def test_a_chart_tells_bass_and_tones_of_the_chord_that_sounds_in_the_middle_of_a_frame():
+    chords = [(2.4 * FRAME, 5.6 * FRAME, A_MINOR_OVER_C)]
+
+    chart = fastsag.chart_features(chords, [], 8, CFG)
+
+    sounds = torch.tensor([0, 0, 1, 1, 1, 1, 0, 0.0])
+    close(chart[:12], rows_of([0])[:, None] * sounds, 0.05, "bass")
+    close(chart[12:24], rows_of([0, 4, 9])[:, None] * sounds, 0.05, "tones")
+    close(chart[fastsag.CHART_CHORD_TOLD], sounds, 0, "told")
+
+
+def test_no_chord_is_told_apart_from_nothing_told():
+    chart = fastsag.chart_features([(0, 3 * FRAME, [])], [], 6, CFG)
+
+    close(chart[:24], torch.zeros(24, 6), 0, "notes")
+    close(chart[fastsag.CHART_CHORD_TOLD], [1, 1, 1, 0, 0, 0], 0, "told")
+
+
+def test_an_empty_chart_is_zero():
+    close(fastsag.chart_features([], [], 6, CFG), torch.zeros(27, 6), 0, "chart")
+
+
+@pytest.mark.parametrize("semitones", [-1, 1, 13])
+def test_a_chart_moves_with_the_pitch_of_its_clip(semitones):
+    chords = [(0, 1, A_MINOR_OVER_C)]
+    chart = fastsag.chart_features(chords, [], 6, CFG)
+
+    moved = fastsag.chart_features(chords, [], 6, CFG, shift=semitones)
+
+    close(moved[:12], chart[:12].roll(semitones, 0), 1e-5, "bass")
+    close(moved[12:24], chart[12:24].roll(semitones, 0), 1e-5, "tones")
+
+
+def test_half_a_semitone_lies_between_two_pitch_classes():
+    chart = fastsag.chart_features([(0, 1, [0])], [], 1, CFG, shift=0.5)
+
+    bass = chart[:12, 0]
+    close(bass[0], bass[1], 1e-6, "C and C#")
+    assert bass[0] > 3 * bass[2:].max()
+
+
+def test_a_pulse_is_a_triangle_around_each_beat():
+    beats = [0.2, 0.7, 1.21]
+    centres = (np.arange(40) + 0.5) * FRAME
+
+    pulses = fastsag.beat_pulses(beats, 40, CFG)
+
+    plain = [max(max(0, 1 - abs(centre - beat) / 0.064) for beat in beats) for centre in centres]
+    close(pulses, plain, 1e-4, "pulses")
+
+
+def test_training_tells_half_of_the_clips_nothing_and_the_rest_all_kinds_of_things():
+    options = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
+
+    mask = fastsag.draw_chart_mask(4000, 64, options)
+
+    chords = mask[:, 0].amax(1)
+    beats = mask[:, fastsag.CHART_BEAT_TOLD].amax(1)
+    assert set(mask.unique().tolist()) == {0, 1}
+    assert (mask[:, :25] == mask[:, :1]).all(), "bass, tones and their flag together"
+    assert (mask[:, 25:] == mask[:, 25:26]).all(), "pulses and their flag together"
+    close(((1 - chords) * (1 - beats)).mean(), 0.5, 0.03, "nothing")
+    close((chords * (1 - beats)).mean(), 0.1, 0.03, "chords only")
+    close(((1 - chords) * beats).mean(), 0.15, 0.03, "beats only")
+    close((chords * beats).mean(), 0.25, 0.04, "both")
+
+
+def test_a_beat_that_is_not_known_costs_nothing():
+    known = fastsag.chart_features([], [0.1, 0.4], 16, CFG)
+    charts = torch.stack([known, torch.zeros_like(known)])
+    target = 4 * known[fastsag.CHART_PULSE] - 0.5
+    expected_beat = torch.stack([target + 0.5, torch.full((16,), 99.0)])
+
+    loss = fastsag.beat_loss(expected_beat, charts)
+
+    close(loss, fastsag.BEAT_WEIGHT * 0.25, 1e-6, "loss")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -590,10 +685,12 @@ def test_one_pair_can_be_learnt_by_heart():
     vocals = music(frames * 256).expand(4, -1)
     accomp = (music(frames * 256, 3000).roll(2000) + bass).expand(4, -1)
 
+    chart = fastsag.chart_features([], [0.1, 0.4], frames // 4, TINY)
+
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(120):
         randomness = model.draw_randomness(4, frames, torch.default_generator)
-        losses = model(vocals, accomp, randomness)
+        losses = model(vocals, accomp, chart.expand(4, -1, -1), randomness)
         optimizer.zero_grad()
         sum(loss.mean() for loss in losses.values()).backward()
         optimizer.step()
@@ -604,9 +701,50 @@ def test_one_pair_can_be_learnt_by_heart():
     expected, mu = model.condition(vocals)
     buried = mel + 5 * noise(*mel.shape)
     D_x = model.denoiser(buried, torch.tensor([5.0]), mu, expected)
-    assert (expected - features).square().mean() < 0.15 * features.var()
+    pulse_error = fastsag.expected_pulse(expected) - chart[fastsag.CHART_PULSE]
+    assert (expected[:, :28] - features).square().mean() < 0.15 * features.var()
+    assert pulse_error.square().mean() < 0.15 * chart[fastsag.CHART_PULSE].var()
     assert (mu - mel).square().mean() < 0.15 * mel.var()
     assert (D_x - mel).square().mean() < 0.15 * mel.var()
+
+
+def model_without(idea):
+    """The random model, one idea of which is left out."""
+    model = random_model()
+    model.cfg = replace(model.cfg, without=idea)
+    return model
+
+
+@pytest.mark.parametrize("idea", ["", *fastsag.IDEAS])
+def test_an_idea_can_be_left_out(idea):
+    frames = 64
+    model = model_without(idea)
+    vocals = music(frames * 256)[None]
+    accomp = music(frames * 256, 3000)[None]
+    chart = fastsag.chart_features([], [0.1, 0.4], frames // 4, TINY)[None]
+    randomness = model.draw_randomness(1, frames, torch.Generator().manual_seed(0))
+
+    losses = model(vocals, accomp, chart, randomness)
+    expected, mu = model.condition(vocals)
+    mel = model.sample(mu, expected, num_steps=2)
+
+    zeros = {name for name, loss in losses.items() if loss.mean() == 0}
+    left_out = {"semantic-loss": {"semantic", "beat"}, "prior-loss": {"prior"}}
+    left_out["diffusion"] = {"diffusion"}
+    assert zeros == left_out.get(idea, set())
+    assert (expected == 0).all() == (idea == "semantic")
+    assert (mu == 0).all() == (idea == "prior")
+    assert torch.equal(mel, mu) == (idea == "diffusion")
+
+
+def test_without_the_bar_profile_it_has_no_effect(monkeypatch):
+    model = model_without("bar-profile")
+    vocals = music(64 * 256)[None]
+    expected, _ = model.condition(vocals)
+
+    monkeypatch.setattr(fastsag, "bar_profile", lambda mel, chroma, cfg: noise(1, 148, 16))
+
+    close(model.condition(vocals)[0], expected, 0, "expected")
 
 
 def test_saved_weights_come_back_in_half_precision(files):
@@ -654,6 +792,255 @@ def test_pieces_of_the_vocoder_have_no_seam():
 
     close(pieces, whole, 1e-4, "pieces")
     assert (without_halo - whole).abs().max() > 1e-2
+
+
+# --------------------------------------------------------------------------------------------------
+# fastsag.py: the chart as text
+
+
+@pytest.mark.parametrize(
+    "label, notes",
+    [
+        pytest.param("C", [0, 4, 7]),
+        pytest.param("Am", [9, 0, 4]),
+        pytest.param("F#m7", [6, 9, 1, 4]),
+        pytest.param("Bb", [10, 2, 5]),
+        pytest.param("G7", [7, 11, 2, 5]),
+        pytest.param("Dsus4", [2, 7, 9]),
+        pytest.param("Edim", [4, 7, 10]),
+        pytest.param("C/E", [4, 0, 7]),
+        pytest.param("Am7/G", [7, 9, 0, 4]),
+        pytest.param("C/Bb", [10, 0, 4, 7], id="C/Bb, a bass beside the chord"),
+        pytest.param("Cb", [11, 3, 6]),
+        pytest.param("Ebmaj7", [3, 7, 10, 2]),
+        pytest.param("Bm7b5", [11, 2, 5, 9]),
+        pytest.param("Caug", [0, 4, 8]),
+        pytest.param("Asus2", [9, 11, 4]),
+        pytest.param("D6", [2, 6, 9, 11]),
+        pytest.param("Dm6", [2, 5, 9, 11]),
+        pytest.param("G9", [7, 11, 2, 5, 9]),
+        pytest.param("N", []),
+        pytest.param("C:maj", [0, 4, 7]),
+        pytest.param("A:min7", [9, 0, 4, 7]),
+        pytest.param("C:maj/3", [4, 0, 7]),
+        pytest.param("D:7/b7", [0, 2, 6, 9]),
+    ],
+)
+def test_labels_name_notes_the_lowest_first(label, notes):
+    assert fastsag.parse_chord(label) == notes
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["", "H", "c", "Cmoll", "Am/", "C/H", "C/8", "/E", "C//E", "N/C", "C##", "7", "#", "🎤"],
+)
+def test_what_is_no_label_is_refused(label):
+    with pytest.raises(UserError, match="is not known; C, Am"):
+        fastsag.parse_chord(label)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("0.000000\t1.500000\tC\n1.5\t2\tF#m7\n", id="Audacity"),
+        pytest.param("0 1.5 C\n1.5 2 F#m7", id="MIREX"),
+        pytest.param("\ufeff0 1.5 C\r\n\r\n  1.5   2 F#m7  \r\n", id="Windows, blank lines"),
+        pytest.param("0 1.5 C\n\\\t100.0\t200.0\n1.5 2 F#m7", id="Audacity with frequencies"),
+    ],
+)
+def test_a_chart_is_read(text, tmp_path):
+    path = tmp_path / "chart.txt"
+    path.write_bytes(text.encode())
+
+    assert sample.read_chart(path) == [(0, 1.5, "C"), (1.5, 2, "F#m7")]
+
+
+def test_a_chart_that_is_written_is_read_again(tmp_path):
+    chart = [(0.0, 1.234, "C"), (1.234, 2.5, "F#m7/E"), (2.5, 3.0, "N")]
+    path = tmp_path / "chart.txt"
+
+    path.write_text(sample.format_chart(chart))
+
+    assert sample.read_chart(path) == chart
+
+
+def test_chords_are_sorted_and_an_unknown_one_is_left_out():
+    chart = [(2, 3, "G"), (0, 1, "C"), (1, 2, "X")]
+
+    assert fastsag.parse_chart(chart, 3) == [(0, 1, [0, 4, 7]), (2, 3, [7, 11, 2])]
+
+
+@pytest.mark.parametrize(
+    "bpm, told",
+    [(96, 96), (30, 60), (40, 80), (50, 50), (180, 180), (200, 100), (300, 150)],
+)
+def test_slow_and_fast_tempos_are_told_in_octaves_that_the_model_knows(bpm, told):
+    assert fastsag.told_tempo(bpm) == told
+
+
+def test_beats_go_on_to_both_ends_of_the_song():
+    close(fastsag.regular_beats(120, 1.2, 3), [0.2, 0.7, 1.2, 1.7, 2.2, 2.7], 1e-9, "beats")
+
+
+def noisy_pulses(bpm, first_beat, seconds):
+    """Expected pulses of a model that is not sure, and the true beats."""
+    beats = fastsag.regular_beats(bpm, first_beat, seconds)
+    pulses = fastsag.beat_pulses(beats, int(seconds / FRAME), CFG)
+    return 0.6 * pulses + 0.2 * noise(len(pulses)), np.array(beats)
+
+
+@pytest.mark.parametrize("bpm", [58, 72, 90, 110, 133])
+def test_beats_are_tracked(bpm):
+    pulses, beats = noisy_pulses(bpm, 0.37, 40)
+
+    tracked = np.array(sample.track_beats(pulses.numpy(), CFG))
+
+    distance = np.abs(tracked[:, None] - beats).min(1)
+    assert len(tracked) > 0.95 * len(beats)
+    assert (distance < 0.05).mean() > 0.95
+
+
+def test_a_tempo_that_was_told_is_not_halved():
+    beats = fastsag.regular_beats(170, 0.3, 40)
+    pulses = fastsag.beat_pulses(beats, int(40 / FRAME), CFG).numpy()
+
+    tracked = sample.track_beats(pulses, CFG, period=round(60 / 170 / FRAME))
+
+    assert len(tracked) > 0.95 * len(beats)
+
+
+def test_without_any_pulse_the_likely_tempo_is_taken():
+    tracked = sample.track_beats(np.zeros(400), CFG)
+
+    close(np.diff(tracked), 0.6 * torch.ones(len(tracked) - 1), 0.03, "seconds per beat")
+
+
+@pytest.mark.parametrize("num_frames", [1, 12, 30])
+def test_a_short_song_has_few_beats_or_none(num_frames):
+    beats = sample.track_beats(np.ones(num_frames), CFG)
+
+    assert all(0 < beat < num_frames * FRAME for beat in beats)
+
+
+@pytest.mark.parametrize("bpm, first_beat", [(60, 0.1), (96, 0.55), (170, 0.3)])
+def test_the_first_beat_is_found(bpm, first_beat):
+    pulses, beats = noisy_pulses(bpm, first_beat, 40)
+
+    found = fastsag.find_first_beat(pulses, bpm, CFG)
+
+    assert np.abs(beats - found).min() < 0.03
+
+
+def chroma_of_chart(chart):
+    """(2, 12, frames) as a band would have it that plays these chords, with a little of all."""
+    seconds = chart[-1][1]
+    rows = fastsag.chart_features(
+        fastsag.parse_chart(chart, seconds), [], round(seconds / FRAME), CFG
+    )
+    rows = rows[:24].unflatten(0, (2, 12)) + 0.1 * noise(2, 12, rows.shape[1]).abs()
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def test_chords_are_recognised_on_beats():
+    labels = ["C", "Am", "F", "G7", "Bdim", "Em/G", "Dsus4", "F#m7", "A/C#", "C/E"]
+    chart = [(float(i), i + 1.0, label) for i, label in enumerate(labels)]
+    beats = np.arange(20) / 2
+
+    found = sample.recognise_chords(chroma_of_chart(chart), beats, 10, CFG)
+
+    assert found == chart
+
+
+def test_chords_are_named_with_flats_in_flat_keys():
+    assert sample.name_chords([(5, "", 5), (10, "", 10), (7, "m7", 10)]) == ["F", "Bb", "Gm7/Bb"]
+    assert sample.name_chords([(9, "", 1), (2, "", 2), (6, "m", 6)]) == ["A/C#", "D", "F#m"]
+
+
+def test_silence_is_no_chord():
+    chroma = chroma_of_chart([(0, 4, "C")])
+    chroma[:, :, len(chroma[0, 0]) // 2 :] = 0
+
+    found = sample.recognise_chords(chroma, [1, 2, 3], 4, CFG)
+
+    assert found == [(0, 2, "C"), (2, 4, "N")]
+
+
+def test_a_bass_alone_is_heard():
+    chroma = chroma_of_chart([(0, 4, "A")])
+    chroma[1] = 0
+
+    ((begin, end, label),) = sample.recognise_chords(chroma, [1, 2, 3], 4, CFG)
+
+    assert (begin, end) == (0, 4)
+    assert fastsag.parse_chord(label)[0] == 9
+
+
+def told_of(**told):
+    """The chart of a song of 4 s that is told so: (27, 94)."""
+    model = random_model()
+    wav = music(94 * 1024)[None]
+    return model.tell(wav, 4.0, **told)[0]
+
+
+def test_the_first_chord_begins_on_a_beat():
+    chart = told_of(chart=[(0.7, 2.7, "C")], bpm=60)
+
+    close(chart[fastsag.CHART_PULSE], fastsag.beat_pulses([0.7, 1.7, 2.7, 3.7], 94, CFG), 1e-4)
+    close(chart[fastsag.CHART_BEAT_TOLD].mean(), 1, 0, "beats are told")
+    close(chart[fastsag.CHART_CHORD_TOLD].sum() * FRAME, 2.0, 0.05, "seconds of chords")
+
+
+def test_a_chord_that_begins_with_the_file_tells_no_beat():
+    chart = told_of(chart=[(0, 0.7, "N"), (0.7, 2.7, "C")], bpm=60)
+
+    close(chart[fastsag.CHART_PULSE], fastsag.beat_pulses([0.7, 1.7, 2.7, 3.7], 94, CFG), 1e-4)
+
+
+def test_a_first_beat_goes_before_the_chords():
+    chart = told_of(chart=[(0.7, 2.7, "C")], bpm=60, first_beat=0.2)
+
+    close(chart[fastsag.CHART_PULSE], fastsag.beat_pulses([0.2, 1.2, 2.2, 3.2], 94, CFG), 1e-4)
+
+
+def test_a_tempo_alone_gets_its_first_beat_from_the_model():
+    pulses = told_of(bpm=60)[fastsag.CHART_PULSE]
+
+    beats = (np.flatnonzero(pulses > 0.6) + 0.5) * FRAME
+    close(np.diff(beats)[np.diff(beats) > 0.1], torch.ones(3), 0.06, "seconds between beats")
+
+
+def test_nothing_told_is_the_same_as_no_chart():
+    model = random_model()
+    wav = music(96 * 1024)[None]
+
+    assert model.tell(wav, 4.0) is None
+    assert model.tell(wav, 4.0, chart=[]) is None
+    with pytest.raises(UserError, match="needs a tempo"):
+        model.tell(wav, 4.0, first_beat=1.0)
+    expected, _ = model.condition(wav)
+    expected_of_zeros, _ = model.condition(wav, torch.zeros(1, 27, 96))
+    close(expected, expected_of_zeros, 0, "expected")
+
+
+def test_what_is_told_changes_what_is_expected():
+    model = random_model()
+    wav = music(96 * 1024)[None]
+    expected, _ = model.condition(wav)
+
+    for told in ({"chart": [(0, 4, "C")]}, {"chart": [(0, 4, "C/E")]}, {"bpm": 96}):
+        changed, _ = model.condition(wav, model.tell(wav, 4.1, **told))
+        assert (changed - expected).abs().max() > 1e-3, told
+
+
+def test_accompany_takes_a_chart():
+    model = random_model()
+    vocals = music(4 * RATE).numpy()
+
+    plain = model.accompany(vocals, RATE, num_steps=2)
+    told = model.accompany(vocals, RATE, num_steps=2, chart=[(0, 4, "C")], bpm=96, first_beat=0.1)
+
+    assert plain.shape == told.shape
+    assert np.abs(plain - told).max() > 1e-3
 
 
 # --------------------------------------------------------------------------------------------------
@@ -734,12 +1121,12 @@ def on_meta(randomness):
 
 
 def meta_batch(length):
-    """Two clips of another speed from the reader, as waveforms on the meta device."""
+    """Two clips of another speed from the reader, on the meta device: vocals, accomp, chart."""
     songs = songs_in_memory(1, 10 * RATE)
     clips = train.read_clips(songs, np.random.default_rng(0), 2, length, speed_range=0.06)
     vocals, accomp = train.to_waveforms(clips, length, META)
     vocals = train.augment(vocals, None, 2)
-    return vocals, accomp
+    return vocals, accomp, clips.charts.to(META)
 
 
 class NoOptimizer(torch.optim.Optimizer):
@@ -759,14 +1146,14 @@ def test_a_training_step_of_the_model_stays_on_its_device(
     run = train.Run(train_options(tmp_path), META)
     log = train.Log(world=1, reader=SimpleNamespace())
     frames = 256
-    vocals, accomp = meta_batch(frames * 256)
+    vocals, accomp, chart = meta_batch(frames * 256)
     randomness = on_meta(run.task.draw_randomness(2, frames, torch.default_generator))
 
-    losses = run.task(vocals, accomp, randomness)
+    losses = run.task(vocals, accomp, chart, randomness)
     norm, _ = run.update(losses, share=0.5)
     log.add(norm, losses, audio=1.0)
 
-    assert losses.keys() == {"semantic", "prior", "diffusion"}
+    assert losses.keys() == {"semantic", "beat", "prior", "diffusion"}
     assert log.rows[0].device == META
     assert run.step == 1
 
@@ -777,10 +1164,10 @@ def test_a_training_step_of_the_vocoder_stays_on_its_device(discriminator, witho
     model.vocoder = fastsag.Vocoder(TINY)
     task = train.VocoderTask(model).to(META)
     frames = 64
-    vocals, accomp = meta_batch(frames * 256)
+    vocals, accomp, chart = meta_batch(frames * 256)
     randomness = on_meta(task.draw_randomness(2, frames, torch.default_generator))
 
-    losses = task(vocals, accomp, randomness, discriminator)
+    losses = task(vocals, accomp, chart, randomness, discriminator)
     sum(loss.mean() for loss in losses.values()).backward()
 
     assert ("adversarial" in losses) == (discriminator is not None)
@@ -802,13 +1189,14 @@ def test_playing_along_stays_on_its_device(vocoder, without_autocast):
 
 
 def losses_and_gradient(model, frames):
-    """The three losses (3,) on clips of noise, and the gradient of their sum as one vector."""
+    """The four losses (4,) on clips of noise, and the gradient of their sum as one vector."""
     vocals = 0.1 * noise(2, frames * 256)
     accomp = 0.1 * noise(2, frames * 256, seed=1)
+    chart = noise(2, fastsag.N_CHART, frames // 4, seed=2).abs()
     randomness = model.draw_randomness(2, frames, torch.Generator().manual_seed(2))
 
     model.zero_grad()
-    losses = model(vocals, accomp, randomness)
+    losses = model(vocals, accomp, chart, randomness)
     means = torch.stack([loss.mean() for loss in losses.values()])
     means.sum().backward()
     gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()])
@@ -844,7 +1232,7 @@ def test_compiled_networks_give_the_same_losses_and_gradients(fresh_compiler):
         expected_losses, expected_gradient = losses_and_gradient(eager, frames)
         losses, gradient = losses_and_gradient(compiled, frames)
 
-        close(losses / expected_losses, torch.ones(3), 1e-4, "losses")
+        close(losses / expected_losses, torch.ones(4), 1e-4, "losses")
         assert (gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
 
     # In one graph each: the projection for two lengths of clips, the U-Net for its segment
@@ -1132,7 +1520,7 @@ def test_songs_from_lead_sheets_do_not_depend_on_the_number_of_workers(tmp_path)
     assert {facts["name"] for facts, *_ in songs} == {f"tune {number}" for number in range(4)}
     for facts, pair, _ in songs:
         assert np.abs(pair).max(0).min() > 1000, "both columns sound"
-        assert all(len(chord) == 3 for *_, chord in facts["chords"]), "only chords that sound"
+        assert {len(chord) for *_, chord in facts["chords"]} == {0, 3}, "triads, and none"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1415,6 +1803,29 @@ def test_one_thread_reads_300_clips_a_second():
     assert max(rates) >= 300, rates
 
 
+@pytest.mark.parametrize("speed", [0.95, 1.0, 1.05])
+def test_a_clip_has_the_chart_of_its_place_in_the_song(speed):
+    num_frames = 100
+    start = 2.0  # seconds
+    facts = {"chords": [[0, 3, [0, 4, 7]], [3, 9, [7, 11, 2]]], "beats": [2.5, 3.5, 4.5]}
+    there = start + (np.arange(num_frames) + 0.5) * FRAME * speed  # seconds in the song
+
+    chart = train.chart_of_clip(facts, round(start * RATE), speed, num_frames)
+
+    shift = 12 * math.log2(speed)
+    c_major = fastsag.chart_features([(0, 1, [0, 4, 7])], [], 1, CFG, shift)[:25]
+    g_major = fastsag.chart_features([(0, 1, [7, 11, 2])], [], 1, CFG, shift)[:25]
+    chords = torch.where(torch.from_numpy(there) < 3, c_major, g_major)
+    distance = np.abs(there[:, None] - facts["beats"]).min(1) / speed
+    close(chart[:25], chords, 1e-5, "chords")
+    close(chart[fastsag.CHART_PULSE], np.maximum(0, 1 - distance / 0.064), 1e-3, "pulses")
+    close(chart[fastsag.CHART_BEAT_TOLD], torch.ones(num_frames), 0, "beats are known")
+
+
+def test_a_song_of_stems_has_an_empty_chart():
+    close(train.chart_of_clip({}, 0, 1.0, 10), torch.zeros(27, 10), 0, "chart")
+
+
 # --------------------------------------------------------------------------------------------------
 # train.py: steps
 
@@ -1471,7 +1882,7 @@ def add_steps(log, losses):
 def test_the_log_leaves_out_skipped_steps_and_counts_them():
     log = log_of([2.0, math.nan, 4.0])
 
-    line = log.line(3, ["loss"], lr=1e-3)
+    line = log.line(3, 0.1, ["loss"], lr=1e-3)
 
     assert "loss 3.0000 " in line
     assert "skipped 1 step(s)" in line
@@ -1479,17 +1890,17 @@ def test_the_log_leaves_out_skipped_steps_and_counts_them():
 
 def test_ten_bad_steps_in_a_row_end_a_run():
     log = log_of([1.0] + 5 * [math.nan])
-    log.line(6, ["loss"], lr=1e-3)  # five are not yet enough
+    log.line(6, 0.1, ["loss"], lr=1e-3)  # five are not yet enough
     add_steps(log, 5 * [math.inf])
 
     with pytest.raises(UserError, match="from step 2 on"):
-        log.line(11, ["loss"], lr=1e-3)
+        log.line(11, 0.1, ["loss"], lr=1e-3)
 
 
 def test_nine_bad_steps_in_a_row_do_not_end_a_run():
     log = log_of(9 * [math.nan] + [1.0] + 9 * [math.nan] + [1.0])
 
-    line = log.line(20, ["loss"], lr=1e-3)
+    line = log.line(20, 0.1, ["loss"], lr=1e-3)
 
     assert "skipped 18 step(s)" in line
 
@@ -1728,6 +2139,8 @@ def test_train_refuses_a_set_with_wrong_facts(old, new, workplace, capsys):
         pytest.param("--minutes 0", "--minutes 0.0: must be at least 0.01", id="no time"),
         pytest.param("--adversarial 2", "must lie between 0 and 1", id="share above 1"),
         pytest.param("--vocoder", "--vocoder needs --start", id="vocoder of no model"),
+        pytest.param("--without wings", "invalid choice: 'wings'", id="no idea"),
+        pytest.param("--resume --without prior", "--without , not prior", id="another idea"),
     ],
 )
 def test_train_refuses_options(options, sentence, workplace, capsys):
@@ -1748,7 +2161,7 @@ def test_train_ends_when_validation_is_nan(workplace, monkeypatch, capsys):
     script_validation(monkeypatch, [math.nan])
     args = train_args(".", "new", "--steps 1")
 
-    sentence = refusal(train, args, capsys)
+    sentence = refusal(train, args, capsys, may_write={"new/checkpoint.pt"})
 
     assert "validation loss is nan at step 1" in sentence
 
@@ -1817,9 +2230,10 @@ def test_a_voice_is_heard_whatever_its_level(
     path = str(tmp_path / "voice.wav")
     soundfile.write(path, gain * singing(1) + offset, 16000, subtype=subtype)
 
-    wav, _ = sample.read_vocals(path)
+    wav, rate_read = sample.read_vocals(path)
 
     is_gained_up = "gained up" in capsys.readouterr().out
+    assert rate_read == 16000
     assert wav.shape == (16000,)
     assert abs(wav.mean()) < 1e-3 * wav.abs().max()
     assert correlation(wav, singing(1)) > least_correlation
@@ -1971,12 +2385,105 @@ def test_a_checkpoint_cannot_run_code(workplace, capsys):
         pytest.param("--evaluate nowhere", "not a whole data set", id="no set"),
         pytest.param("song.wav --evaluate set", "give audio files", id="songs and a set"),
         pytest.param("", "give audio files", id="no songs"),
+        pytest.param("song.wav --bpm 29", "--bpm 29: must lie between 30 and 300", id="slow"),
+        pytest.param("song.wav --bpm 301", "--bpm 301: must lie between 30 and 300", id="fast"),
+        pytest.param("song.wav --bpm nan", "--bpm nan: must lie between", id="no tempo"),
+        pytest.param("song.wav --first-beat 1", "needs a tempo", id="first beat, no tempo"),
+        pytest.param("a b --bpm 90 --first-beat 1", "for one song", id="first beat, two songs"),
+        pytest.param("a b --chart c.txt", "for one song", id="a chart, two songs"),
+        pytest.param("--evaluate set --chart c.txt", "for one song", id="a chart and a set"),
+        pytest.param("--evaluate set --bpm 90", "not for --evaluate", id="a tempo and a set"),
     ],
 )
 def test_sample_refuses_options(options, sentence, workplace, capsys):
     args = sample_args(".", *options.split())
 
     assert sentence in refusal(sample, args, capsys)
+
+
+@pytest.mark.parametrize(
+    "chart, sentence",
+    [
+        pytest.param("0 1 H", "chord 'H' is not known; C, Am", id="bad label"),
+        pytest.param("0 1 C\n0.5 1.5 F", "F from 0.5 to 1.5 s: the chord before", id="overlap"),
+        pytest.param("0 9 C", "must end within the song, which lasts 1.50 s", id="beyond"),
+        pytest.param("-1 1 C", "must begin at 0 s or later", id="before"),
+        pytest.param("1 1 C", "and end after that", id="no length"),
+        pytest.param("0 nan C", "and end after that", id="NaN"),
+        pytest.param("\n", "chart.txt holds no chord", id="empty"),
+        pytest.param("0 1 C\n1 C", "chart.txt, line 2: '1 C' is not a begin", id="no end"),
+        pytest.param("0,0 1,5 C", "line 1: '0,0 1,5 C' is not a begin", id="decimal commas"),
+        pytest.param("0 1 C major", "is not a begin and an end", id="four words"),
+        pytest.param("0 1 \0", "is not known", id="not a letter"),
+        pytest.param(b"\xff\xfe0", "is not text in UTF-8", id="UTF-16"),
+        pytest.param(None, "chart.txt cannot be read", id="missing"),
+    ],
+)
+def test_sample_refuses_a_chart(chart, sentence, workplace, capsys):
+    if chart is not None:
+        Path("chart.txt").write_bytes(chart if isinstance(chart, bytes) else chart.encode())
+    args = sample_args(".", "song.wav", "--chart", "chart.txt")
+
+    assert sentence in refusal(sample, args, capsys, usage=False)
+
+
+def test_sample_refuses_a_first_beat_after_the_song(workplace, capsys):
+    args = sample_args(".", "song.wav", "--bpm", 90, "--first-beat", 2)
+
+    assert "from 0 to 1.50 s" in refusal(sample, args, capsys, usage=False)
+
+
+def random_chart(rng):
+    """Lines that are often nearly a chart."""
+    words = ["0", "0.5", "1", "1.5", "-1", "1e9", "nan", "inf", "C", "N", "X", "F#m7", "H", ""]
+    labels = ["C", "Am/G", "N", "X"]
+    lines = []
+    for _ in range(rng.integers(0, 4)):
+        begin = rng.choice([0, 0.2, 0.5, 1])
+        line = [f"{begin}", f"{begin + rng.choice([0.2, 0.5])}", rng.choice(labels)]
+        for place in range(3):
+            if rng.random() < 0.15:
+                line[place] = rng.choice(words)
+        lines.append(rng.choice([" ", "\t"]).join(line))
+    return "\n".join(lines)
+
+
+def test_every_chart_is_used_or_refused_in_one_sentence(workplace, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(FastSAG, "load", lambda *args: random_model_of_files)
+    random_model_of_files = random_model()
+    outcomes = {True: 0, False: 0}
+
+    for number in range(60):
+        Path("chart.txt").write_text(random_chart(rng))
+        args = sample_args(".", "song.wav", "--steps", 1, "--chart", "chart.txt", "--out", number)
+        try:
+            sample.main(args)
+            refused = False
+        except SystemExit as end:
+            refused = True
+            assert end.code == 2
+        err = capsys.readouterr().err
+        outcomes[refused] += 1
+
+        assert err.count("\n") == refused, err
+        assert Path(f"{number}/song/mix.wav").exists() == (not refused)
+    assert min(outcomes.values()) > 10, outcomes
+
+
+def test_the_chart_that_was_written_can_be_handed_back(workplace, capsys):
+    sample.main(sample_args(".", "song.wav"))
+    written = Path("out/song/chart.txt")
+    chart = sample.read_chart(written)
+
+    sample.main(sample_args(".", "song.wav", "--chart", written, "--out", "again"))
+
+    assert chart[0][0] == 0
+    assert chart[-1][1] == 1.5
+    assert all(before[1] == after[0] for before, after in zip(chart[:-1], chart[1:], strict=True))
+    comment = soundfile.SoundFile("again/song/mix.wav").comment
+    assert comment.endswith("--chart out/song/chart.txt --checkpoint ./tiny.pt")
+    assert Path("again/song/mix.wav").read_bytes() != Path("out/song/mix.wav").read_bytes()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2177,6 +2684,7 @@ def test_a_take_tells_how_to_make_it_again(played):
         ("accompaniment.wav", "accompaniment-2.wav"),
         ("mix.wav", "mix-2.wav"),
         ("mel.png", "mel-2.png"),
+        ("chart.txt", "chart-2.txt"),
     ):
         assert (again / name).read_bytes() == played.bytes_of(LOUD, second), name
 
@@ -2204,11 +2712,22 @@ def test_the_table_has_the_ceiling_above_the_floor(files, capsys):
     out = capsys.readouterr().out
     rows = [line[28:] for line in out.splitlines() if "±" in line]
     harmony = [float(row.split("±")[0]) for row in rows]
-    true, ceiling, generated = harmony[:3]
+    true, ceiling, generated, _, _ = harmony[:5]  # without a chart; then with chords, with beats
     floor = harmony[-1]
     assert abs(true - 1) < 0.002, out
     assert true > ceiling > floor, out
     assert generated > 0, out
+    assert len(rows) == 8, out
+    assert len(set(harmony)) == 8, "each row is another sound"
+
+
+@pytest.mark.parametrize("late, in_phase", [(0, 1), (0.03, 1), (0.25, 0)])
+def test_a_band_is_in_phase_if_it_plays_on_the_beats(late, in_phase):
+    beats = [0.5, 1.0, 1.5, 2.0]
+    onsets = fastsag.beat_pulses([beat + late for beat in beats], 60, CFG)
+    times = (torch.arange(60) + 0.5) * FRAME
+
+    assert sample.in_phase(onsets, beats, times) == in_phase
 
 
 def test_the_frechet_distance_of_a_shift_is_its_square():
@@ -2217,3 +2736,142 @@ def test_the_frechet_distance_of_a_shift_is_its_square():
     distance = sample.frechet(vectors, vectors + 0.3)
 
     close(distance, 50 * 0.3**2, 1e-6, "Frechet distance")
+
+
+# --------------------------------------------------------------------------------------------------
+# baselines/: SingSong's way
+
+SMALL_TOKENS = singsong.TokenConfig(
+    semantic_codes=8,
+    acoustic_codes=16,
+    dim=24,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=2,
+    context=16,
+)
+
+
+def test_k_means_finds_separate_clusters():
+    centres = 10 * noise(6, 4)
+    x = centres.repeat(50, 1) + 0.1 * noise(300, 4, seed=1)
+    quantiser = singsong.VectorQuantiser(30, 4)
+
+    quantiser.fit(x)
+
+    quantised = quantiser.decode(quantiser.encode(x))
+    close(quantised, centres.repeat(50, 1), 0.4, "codes are in the clusters")
+
+
+def test_the_codec_keeps_a_mel_made_of_its_codes():
+    torch.manual_seed(0)
+    codec = singsong.MelCodec(SMALL_TOKENS)
+    for quantiser in codec.quantisers[:4]:
+        quantiser.codebook.normal_()  # of the second codes, all stay zero
+    tokens = torch.randint(16, (2, 10, 8))
+    tokens[:, :, 4:] = 0
+
+    mel = codec.decode(tokens)
+
+    assert mel.shape == (2, 100, 40)
+    close(codec.encode(mel), tokens, 0, "tokens")
+
+
+def test_second_codes_bring_the_codec_closer():
+    mel = fastsag.normalise(fastsag.log_mel(music(40 * 1024)[None], CFG), CFG)
+    codec = singsong.MelCodec(SMALL_TOKENS)
+
+    tokens = codec.encode(mel, fit=True)
+
+    first_only = codec.decode(tokens)
+    for quantiser in codec.quantisers[4:]:
+        quantiser.codebook.zero_()
+    both = first_only
+    first_only = codec.decode(tokens)
+    assert (both - mel).square().mean() < 0.7 * (first_only - mel).square().mean()
+
+
+@pytest.mark.parametrize("per_frame", [1, 8])
+def test_decoding_with_a_cache_equals_decoding_at_once(per_frame):
+    torch.manual_seed(0)
+    stage = singsong.Stage(SMALL_TOKENS, 8, 16, per_frame)
+    count = 16 * per_frame
+    encoded = noise(1, 16, 24)
+    before = torch.randint(16 * per_frame + 1, (1, count))
+
+    at_once = stage.decode(encoded, before, 0)
+    caches = [{} for _ in stage.decoder]
+    prompt = stage.decode(encoded, before[:, : count // 2], 0, caches)
+    one_by_one = [prompt]
+    for j in range(count // 2, count):
+        one_by_one.append(stage.decode(encoded, before[:, j : j + 1], j, caches))
+
+    close(torch.cat(one_by_one, dim=1), at_once, 1e-5, "hidden")
+
+
+def test_the_likeliest_tokens_are_those_that_the_loss_teaches():
+    torch.manual_seed(0)
+    stage = singsong.Stage(SMALL_TOKENS, 8, 16, 2)
+    said = torch.randint(8, (4, 40))
+    condition = F.one_hot(said, 8).float()
+    target = torch.stack([said, said + 8], dim=2)  # says twice what it is told
+    optimizer = torch.optim.AdamW(stage.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        stage.loss(condition[:, :16], target[:, :16]).backward()
+        optimizer.step()
+
+    drawn = stage.generate_song(condition, lambda logits: logits.argmax(1, keepdim=True))
+
+    assert drawn.shape == target.shape, "longer than the context of 16 frames"
+    assert (drawn == target).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    "command, sentence",
+    [
+        pytest.param("train --data .", "not a whole data set", id="no set"),
+        pytest.param("train --minutes -1", "--minutes -1.0: must be at least", id="no time"),
+        pytest.param("train --minutes nan", "--minutes nan: must be at least", id="NaN"),
+        pytest.param("train --batch-size 0", "--batch-size 0: must be at least 1", id="no clips"),
+        pytest.param("sample song.wav", "python baselines/singsong.py train", id="no weights"),
+        pytest.param("evaluate set --temperature 0", "must be at least 0.01", id="too cold"),
+        pytest.param("sample song.wav --checkpoint tiny.pt", "another version", id="other weights"),
+    ],
+)
+def test_singsong_refuses(command, sentence, workplace, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        singsong.main(command.split())
+
+    err = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert sentence in err.splitlines()[-1]
+
+
+def test_singsong_trains_plays_and_is_evaluated(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(singsong, "TokenConfig", lambda **fields: SMALL_TOKENS)
+    monkeypatch.setattr(singsong, "CLIPS_FOR_CODES", 2)
+    weights_file = "--checkpoint ss/singsong.pt --fastsag tiny.pt"
+
+    for command in (
+        "train --data set --out ss --minutes 0.02 --batch-size 2",
+        f"sample song.wav --out out {weights_file}",
+        f"evaluate set {weights_file}",
+    ):
+        singsong.main(command.split())
+
+    wav, rate = soundfile.read("out/song/singsong.wav")
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if "±" in line]
+    assert (len(wav), rate) == (24000, 16000)
+    assert np.abs(wav).max() > 0.01
+    assert [row[:28].strip() for row in rows] == [
+        sample.TRUE,
+        sample.CEILING,
+        singsong.CODEC,
+        singsong.SINGSONG,
+        singsong.FASTSAG,
+        sample.VOCALS,
+        sample.FLOOR,
+    ]
+    assert "at SingSong's 625 the RTF would be" in out

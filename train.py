@@ -8,9 +8,10 @@
     python train.py --vocoder --start runs/demo/best.pt --out runs/vocoder       train its vocoder
     torchrun --nproc_per_node=8 train.py --batch-size 128       8 GPUs share the 128 clips of a step
 
-Every --every steps these are written: OUT/checkpoint.pt, which holds everything that sampling and
-resuming need; OUT/best.pt, if the validation loss was never lower; OUT/sample.wav, what the model
-plays (left) to a validation song (right).
+Of several sets, each counts by its length. A run that is killed and resumed has the same losses as
+one that was not. Every --every steps these are written: OUT/checkpoint.pt, which holds everything
+that sampling and resuming need; OUT/best.pt, if the validation loss was never lower; and
+OUT/sample.wav, what the model plays (left) to a validation song (right).
 """
 import argparse
 import copy
@@ -20,7 +21,8 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -30,12 +32,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from fastsag import (
+    IDEAS,
+    N_CHART,
+    PATCH,
     PRESETS,
     Config,
     FastSAG,
     UserError,
     Vocoder,
     bfloat16_pays,
+    chart_features,
     explain_misfits,
     explain_write_errors,
     load_checkpoint,
@@ -68,8 +74,6 @@ def train(args):
     device, rank, world = set_up_device(args.device)
     rows = slice(rank, None, world)  # this process's part of every batch: of 2, clips 0, 2, 4, ...
     every = args.every or (1000 if device.type == "cuda" else 250)
-    if args.batch_size % world != 0:
-        raise UserError(f"--batch-size {args.batch_size}: must be a multiple of {world} processes")
 
     def say(line):
         if rank == 0 and line:
@@ -93,46 +97,47 @@ def train(args):
         unused = args.vocoder  # each step leaves two or three of the discriminators out
         parallel = nn.parallel.DistributedDataParallel(run.task, find_unused_parameters=unused)
 
+    total = None if args.minutes else args.steps
+
     # The loop. What is random in a step depends on (seed, step) alone. So a resumed run repeats
     # nothing and misses nothing, and N processes that share a batch train as one would.
+    hide_bar = None if rank == 0 else True  # None: show it on a terminal, not in a file
+    bar = tqdm(initial=run.step, total=total, unit="step", disable=hide_bar)
     reader = Reader(run, songs, rows, pin_memory=device.type == "cuda")
-    log = Log(world, reader)
-    total = None if args.minutes else args.steps
-    bar = tqdm(initial=run.step, total=total, unit="step", disable=None if rank == 0 else True)
-    share = run.share_done(world)
-    while share < 1:
-        clips, length = reader.next()
-        seed = (args.seed * 1_000_003 + run.step) % 2**63
-        generator = torch.Generator(device).manual_seed(seed)
-        vocals, accomp, randomness = prepare_inputs(run, clips, length, rows, generator)
-
-        # Discriminators join late, one per step, when the vocoder is roughly right.
-        options = {}
-        if args.vocoder and share > 1 - args.adversarial:
-            options["discriminator"] = run.step % 3
-        with torch.autocast(device.type, torch.bfloat16, enabled=run.bfloat16):
-            losses = parallel(vocals, accomp, randomness, **options)
-        norm, lr = run.update(losses, share)
-
-        log.add(norm, losses, args.batch_size * length / Config.sample_rate)
+    with bar, closing(reader):
+        log = Log(world, reader)
         share = run.share_done(world)
-        bar.update()
-        due = run.step % every == 0 or share >= 1
-        if due or run.step % LOG_EVERY == 0:
-            say(log.line(run.step, losses, lr))
-        if due and rank == 0:  # the others wait for it in their next step
-            say(save_and_validate(run, val_songs, reader.long_clip))
-            log.begin_line()  # the next line does not count this time
+        while share < 1:
+            clips, length = reader.next()
+            seed = (args.seed * 1_000_003 + run.step) % 2**63
+            generator = torch.Generator(device).manual_seed(seed)
+            inputs = prepare_inputs(run, clips, length, rows, generator)
 
-    bar.close()
-    reader.close()
+            # Discriminators join late, one per step, when the vocoder is roughly right.
+            options = {}
+            if args.vocoder and share > 1 - args.adversarial:
+                options["discriminator"] = run.step % 3
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.bfloat16):
+                losses = parallel(*inputs, **options)
+            norm, lr = run.update(losses, share)
+
+            log.add(norm, losses, args.batch_size * length / Config.sample_rate)
+            share = run.share_done(world)
+            bar.update()
+            due = run.step % every == 0 or share >= 1
+            if due or run.step % LOG_EVERY == 0:
+                say(log.line(run.step, run.minutes(), losses, lr))
+            if due and rank == 0:  # the others wait for it in their next step
+                say(save_and_validate(run, val_songs, reader.long_clip))
+                log.begin_line()  # the next line does not count this time
+
     say(last_message(run))
     if world > 1:
         dist.destroy_process_group()
 
 
 def prepare_inputs(run, clips, length, rows, generator):
-    """Clips from the reader -> vocals, accomp, randomness on the device, ready for the losses.
+    """Clips from the reader -> vocals, accomp, chart, randomness on the device, for the losses.
 
     Everything random is drawn for the whole batch; `rows` of it are this process's.
     """
@@ -147,7 +152,8 @@ def prepare_inputs(run, clips, length, rows, generator):
         # Half of the clips that VocoderTask takes from bands are filtered: real bands are, too.
         filtered = augment(accomp, generator, args.batch_size, rows)
         accomp = torch.where(randomness["mix"] < 0.4, filtered, accomp)
-    return vocals, accomp, randomness
+    chart = clips.charts.to(generator.device, non_blocking=True)
+    return vocals, accomp, chart, randomness
 
 
 def learning_rate(args, step, share):
@@ -178,6 +184,7 @@ class Clips:
 
     samples: torch.Tensor  # (clips, longest, 2) int16: vocals, accompaniment; zeros at the end
     gains: torch.Tensor  # (clips, 2) float32
+    charts: torch.Tensor  # (clips, N_CHART, T/4) float32: chords and beats; zeros where not known
     lengths: list  # samples of each clip that count
 
 
@@ -201,14 +208,35 @@ def read_clips(songs, rng, count, length, rows=slice(None), speed_range=0.0, pin
     shape = (len(picks), max(lengths), 2)
     samples = torch.zeros(shape, dtype=torch.int16, pin_memory=pin_memory)
     gains = torch.empty((len(picks), 2), pin_memory=pin_memory)
+    num_frames = length // (Config.hop_length * PATCH)
+    charts = torch.empty((len(picks), N_CHART, num_frames), pin_memory=pin_memory)
     for row, (pick, place, n) in enumerate(zip(picks, places, lengths, strict=True)):
-        _, pairs, song_gains = songs[pick]
+        facts, pairs, song_gains = songs[pick]
         start = int(place * max(0, len(pairs) - n + 1))
         clip = pairs[start : start + n]
         samples.numpy()[row, : len(clip)] = clip
         gains.numpy()[row] = song_gains
+        charts[row] = chart_of_clip(facts, start, n / length, num_frames)
 
-    return Clips(samples, gains, lengths)
+    return Clips(samples, gains, charts, lengths)
+
+
+def chart_of_clip(facts, start, speed, num_frames):
+    """Chords and beats of a clip -> (N_CHART, num_frames). Only demo songs know theirs.
+
+    The clip begins at sample `start` of its song and is played `speed` times as fast and high.
+    """
+    begin = start / Config.sample_rate
+    end = begin + num_frames * Config.hop_length * PATCH / Config.sample_rate * speed
+
+    chords = []
+    for chord_begin, chord_end, pitch_classes in facts.get("chords", []):
+        if chord_begin < end and chord_end > begin:
+            times = (chord_begin - begin) / speed, (chord_end - begin) / speed
+            chords.append((*times, pitch_classes))
+    beats = (np.array(facts.get("beats", [])) - begin) / speed
+    shift = 12 * math.log2(speed)
+    return chart_features(chords, beats, num_frames, Config, shift)
 
 
 def resample_by_fft(wave, length):
@@ -329,6 +357,7 @@ class Run:
         # The model: of this run, of --start, or new. What is not trained stays as it is.
         source = self.path if args.resume else args.start
         model = FastSAG.load(source, device.type) if source else FastSAG(PRESETS[args.preset])
+        model.cfg = replace(model.cfg, without=args.without)
         if args.vocoder and model.vocoder is None:
             model.vocoder = Vocoder(model.cfg)
         for name, weight in model.named_parameters():
@@ -353,7 +382,7 @@ class Run:
 
     def settings(self):
         """What must not change when a run is resumed."""
-        names = ("preset", "batch_size", "crop", "lr", "warmup", "seed", "vocoder")
+        names = ("preset", "without", "batch_size", "crop", "lr", "warmup", "seed", "vocoder")
         return {name: getattr(self.args, name) for name in names}
 
     def restore(self):
@@ -399,17 +428,23 @@ class Run:
         save_checkpoint(checkpoint, self.path)
 
     def keep_if_best(self, score):
-        """Writes OUT/best.pt, if no validation score was lower so far."""
-        if score < self.best_score:
-            self.best_score = score
-            self.best_step = self.step
-            self.ema.save(self.best_path)
+        """Writes OUT/best.pt and returns True, if no validation score was lower so far."""
+        if score >= self.best_score:
+            return False
+        self.best_score = score
+        self.best_step = self.step
+        self.ema.save(self.best_path)
+        return True
+
+    def minutes(self):
+        """Minutes of training so far."""
+        return (time.time() - self.began) / 60
 
     def share_done(self, world):
         """Share of the run that is done: by the steps, or by the clock of the first process."""
         if not self.args.minutes:
             return self.step / self.args.steps
-        share = torch.tensor((time.time() - self.began) / 60 / self.args.minutes)
+        share = torch.tensor(self.minutes() / self.args.minutes)
         if world > 1:
             dist.broadcast(share, 0)  # between CPUs: no GPU waits for it
         return float(share)
@@ -453,6 +488,7 @@ def validate(model, songs, length, vocoder):
     """
     clips = read_clips(songs, np.random.default_rng(0), VALIDATION_CLIPS, length)
     vocals, accomp = to_waveforms(clips, length, model.device)
+    chart = clips.charts.to(model.device)
 
     losses = {}
     if vocoder:
@@ -466,10 +502,12 @@ def validate(model, songs, length, vocoder):
         fixed = model.draw_randomness(VALIDATION_CLIPS, frames, generator)
         fixed["keep_cond"] = torch.ones_like(fixed["keep_cond"])  # nothing is hidden
         fixed["keep_inputs"] = torch.ones_like(fixed["keep_inputs"])
+        fixed["chart_mask"] = torch.zeros_like(fixed["chart_mask"])  # and nothing is told
         for sigma in VALIDATION_SIGMAS:
             fixed["sigma"] = torch.full_like(fixed["sigma"], sigma)
-            parts = model(vocals, accomp, fixed)
+            parts = model(vocals, accomp, chart, fixed)
             losses["semantic"] = parts["semantic"]  # the same for every sigma
+            losses["beat"] = parts["beat"]
             losses["prior"] = parts["prior"]
             losses[f"diffusion {sigma}"] = parts["diffusion"].mean()
 
@@ -508,12 +546,13 @@ def example(model, songs, length, vocoder):
 
 def save_and_validate(run, val_songs, length):
     """Writes checkpoint, best weights and sample.wav -> the line to print."""
+    run.save()  # first: validation takes a while, and the run may be stopped in it
     losses = validate(run.ema, val_songs, length, run.args.vocoder)
     score = validation_score(losses)
     if not math.isfinite(score):
         raise UserError(f"the validation loss is {score} at step {run.step}; {START_AGAIN}")
-    run.keep_if_best(score)
-    run.save()
+    if run.keep_if_best(score):
+        run.save()  # the checkpoint, too, tells the best score
 
     long_enough = max(length, 64 * run.model.frame_length)  # a vocoder's clip is too short to hear
     sound = example(run.ema, val_songs, long_enough, run.args.vocoder)
@@ -581,8 +620,10 @@ class VocoderTask(nn.Module):
             "noise": torch.randn(batch, self.cfg.n_mels, frames, **options),
         }
 
-    def forward(self, vocals, accomp, randomness, discriminator=None):
+    def forward(self, vocals, accomp, chart, randomness, discriminator=None):
         """vocals, accomp (B, L) -> {name: weighted loss}; discriminator: which one, if any.
+
+        The chart is of no use to a vocoder.
 
         Shares and weights were found by trial (docs/log.md).
         """
@@ -654,7 +695,7 @@ class Log:
         self.rows.append(torch.cat([norm[None], values]))
         self.audio += audio
 
-    def line(self, step, names, lr):
+    def line(self, step, minutes, names, lr):
         """What happened since the last line, as text. Raises UserError if training broke down."""
         # One row per step, a mean over all processes. Losses that join in the middle of a line,
         # with the discriminators, count as 0 before.
@@ -675,7 +716,7 @@ class Log:
         elapsed = time.perf_counter() - self.began
         text = (
             f"step {step:6d}  loss {sum(means):.4f} ({parts})  norm {norm:.2f}  lr {lr:.1e}  "
-            f"{self.audio / elapsed:.0f} s of audio/s  "
+            f"{minutes:.1f} min  {self.audio / elapsed:.0f} s of audio/s  "
             f"waited for data {100 * self.reader.waited / elapsed:.0f} %"
         )
         if not healthy.all():
@@ -700,14 +741,13 @@ def start_message(run, device, world, songs):
 
 def last_message(run):
     """Which weights to use, and why."""
-    minutes = (time.time() - run.began) / 60
     path = run.best_path
     why = f"its validation loss of {run.best_score:.4f} at step {run.best_step} is the lowest"
     if run.args.vocoder and run.args.adversarial > 0:
         path = run.path
         why = "the validation loss does not tell what the discriminators taught at the end"
     return (
-        f"{run.step} steps in {minutes:.1f} minutes. Use {path}: {why}.\n"
+        f"{run.step} steps in {run.minutes():.1f} minutes. Use {path}: {why}.\n"
         f"Listen: python sample.py vocals.wav --checkpoint {path}"
     )
 
@@ -716,10 +756,15 @@ def last_message(run):
 # The machine: devices, memory, compilation
 
 
+def num_processes():
+    """How many processes share a batch: torchrun says so in the environment."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def set_up_device(name):
-    """-> device, rank and number of processes (torchrun says so in the environment)."""
+    """-> device, rank and number of processes."""
     rank = int(os.environ.get("RANK", 0))
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = num_processes()
     device = pick_device(name)
 
     if device.type == "cuda":
@@ -776,6 +821,7 @@ def parse_args(parser, argv):
     parser.add_argument("--data", nargs="+", default=["data/demo"], help="prepared sets")
     parser.add_argument("--out", default="runs/demo", help="folder of the run (runs/demo)")
     parser.add_argument("--preset", choices=PRESETS, default="demo", help="of a new model (demo)")
+    parser.add_argument("--without", choices=IDEAS, default="", help="leave out an idea: ablation")
     parser.add_argument("--start", metavar="WEIGHTS", help="begin with these, not at random")
     parser.add_argument("--resume", action="store_true", help="go on; other options as before")
 
@@ -811,6 +857,9 @@ def parse_args(parser, argv):
         value = getattr(args, name)
         if value is not None and not value >= lowest:  # refuses NaN, too
             parser.error(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+    world = num_processes()
+    if args.batch_size % world != 0:
+        parser.error(f"--batch-size {args.batch_size}: must be a multiple of {world} processes")
     if not 0 <= args.adversarial <= 1:
         parser.error(f"--adversarial {args.adversarial}: must lie between 0 and 1")
     if args.vocoder and not (args.start or args.resume):

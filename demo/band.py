@@ -442,12 +442,12 @@ def chord_part(band, style, section, span):
 
 
 def bass_part(band, style, span):
-    """Root, third and fifth of the chord, and the octave above the root."""
+    """The chord's notes, mostly root, third and fifth, and an octave above the first of them."""
     root, third, fifth = voicing(span.chord, band.register["bass"])[:3]
     sounds = {"R": [root], "3": [third], "5": [fifth], "8": [root + 12]}
 
     signs = signs_of(style.bass, span)
-    if span.beat > 0:  # whatever the pattern has there: a new chord begins with its root
+    if span.beat > 0:  # whatever the pattern has there: a new chord begins with its bass
         signs = "R" + signs[1:]
     return Part("bass", span.beat, span.beats, signs, sounds)
 

@@ -84,6 +84,14 @@ SUNG = {
     "bridge": SungSection(low=0.15, high=0.85, sparse=0.1, dense=0.75, loudness=0),
 }
 
+# How often something occurs. These numbers bring the composed melodies close to those of 810 pop
+# songs (docs/log.md): where notes begin, how they move, how long chords last.
+REPEATS = 0.22  # share of the notes that repeat the pitch before; chord tones change that
+HALF_BARS = 0.6  # share of the loops, in bars of four, in which chords last half a bar
+INVERSIONS = 0.1  # share of the chords that have their third in the bass
+SIXTEENTHS_SLOW = 1  # share of the songs with sixteenths, below 100 beats per minute
+SIXTEENTHS_FAST = 0.5  # from 100 on
+
 # The form of every song. It is repeated until the song is long enough.
 FORM = ["intro", "verse", "chorus", "gap", "verse", "chorus", "bridge", "chorus"]
 
@@ -101,7 +109,7 @@ class Rhythm:
     upbeat: float  # beats by which a phrase begins before its bar
     syncopation: float  # how much less likely a note on the beat is
     density: float  # of the notes, 0 to 1
-    sixteenths: bool  # notes may begin on sixteenths, not only on eighths
+    sixteenths: float  # chance of notes between the eighths, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,8 @@ def onset_chance(grid, meter, rhythm):
     band_strikes = np.array(list(rhythm.groove))[sixteenth] != "."
 
     on_eighth = grid % 0.5 == 0
-    off_beat = np.where(on_eighth, 0.1 + 0.55 * rhythm.density, 0.4 * rhythm.density)
+    on_sixteenth = rhythm.sixteenths * (0.25 + 0.6 * rhythm.density)
+    off_beat = np.where(on_eighth, 0.2 + 0.6 * rhythm.density, on_sixteenth)
     off_beat = off_beat * np.where(band_strikes, 1.5, 0.6)
 
     strong_beat = np.isin(grid % meter, STRONG_BEATS[meter])
@@ -128,7 +137,7 @@ def onset_chance(grid, meter, rhythm):
     # The first condition that is true decides. An upbeat, before the bar line, is always sung.
     return np.select(
         [grid < 0, strong_beat, any_beat],
-        [1, 0.9 - rhythm.syncopation, 0.45 + 0.4 * rhythm.density - rhythm.syncopation],
+        [1, 0.85 - rhythm.syncopation, 0.4 + 0.4 * rhythm.density - rhythm.syncopation],
         default=off_beat,
     )
 
@@ -138,7 +147,7 @@ def write_motif(rng, beats, meter, rhythm):
     # The long note mostly begins with the last bar.
     last_onset = beats - rng.choice([meter, meter, meter, meter - 1, 2])
 
-    spacing = 0.25 if rhythm.sixteenths else 0.5
+    spacing = 0.25 if rhythm.sixteenths > 0 else 0.5
     grid = np.arange(-rhythm.upbeat, last_onset, spacing)
     chance = onset_chance(grid, meter, rhythm)
     onsets = np.append(grid[rng.random(len(grid)) < chance], last_onset)
@@ -148,12 +157,15 @@ def write_motif(rng, beats, meter, rhythm):
     last_beats = max(room / 2, room - rng.choice([0.5, 1, 1, 1.5]))
     lengths = np.diff(onsets, append=last_onset + last_beats)
 
-    # Student's t with 4 degrees of freedom: small steps mostly, now and then a leap
-    steps = np.round(rng.standard_t(4, len(onsets))).astype(int)
+    # Student's t with 4 degrees of freedom, rounded away from 0: small steps mostly, now and then a
+    # leap. Some notes repeat the one before.
+    drift = rng.standard_t(4, len(onsets))
+    steps = np.trunc(drift) + np.sign(drift)
+    steps[rng.random(len(onsets)) < REPEATS] = 0
 
     motif = []
     for onset, length, step in zip(onsets, lengths, steps, strict=True):
-        motif.append(MotifNote(onset, length, step))
+        motif.append(MotifNote(onset, length, int(step)))
     return motif
 
 
@@ -175,7 +187,7 @@ def felt_beat(note):
 
 
 def write_melody(rng, chords, scale, low, high, meter, loudness, rhythm):
-    """[Note] over bars of one chord each, between the MIDI notes low and high.
+    """[Note] over a chord for each beat, between the MIDI notes low and high.
 
     The melody is made of two or three motifs. A motif that returns keeps its rhythm and contour,
     but follows the chords of its new place: on strong beats it mostly takes a chord tone, between
@@ -190,17 +202,21 @@ def write_melody(rng, chords, scale, low, high, meter, loudness, rhythm):
     places = {letter: rng.integers(len(ladder)) for letter in "abc"}  # where each motif begins
 
     notes = []
-    for phrase in range(len(chords) // bars_per_phrase):
+    for phrase in range(len(chords) // phrase_beats):
         letter = plan[phrase % 4]
         motif = motifs[letter]
         place = places[letter]
         start = phrase * phrase_beats
 
         for i, note in enumerate(motif):
-            place = np.clip(place + note.steps, 0, len(ladder) - 1)
+            steps = note.steps
+            if not 0 <= place + steps < len(ladder):
+                steps = -steps  # turn back at the end of the range
+            place = np.clip(place + steps, 0, len(ladder) - 1)
+
             beat = felt_beat(note)
             is_strong = beat % meter in STRONG_BEATS[meter]
-            chord = chords[int(start + beat) // meter]
+            chord = chords[int(start + beat)]
 
             # By chance many notes are chord tones already: 0.7 here makes it about 0.85.
             wants_chord_tone = is_strong and rng.random() < 0.7
@@ -220,27 +236,33 @@ def write_melody(rng, chords, scale, low, high, meter, loudness, rhythm):
     return notes
 
 
-def write_chords(rng, mode, scale, bar_seconds):
-    """[chord], one per bar: a loop of the mode, repeated to 8 bars (4 if bars are long).
+def write_chords(rng, mode, scale, meter, bar_seconds):
+    """[chord], one per beat: a loop of the mode, repeated to 8 bars (4 if bars are long).
 
-    A loop that is longer stands once.
+    A loop that is longer stands once. Chords last a bar, or half a bar of four.
     """
     loop = rng.choice(mode.loops)
+    beats = meter
+    if meter == 4 and rng.random() < HALF_BARS:
+        beats = 2  # half a bar
 
     chords = []
     for degree in loop:
         size = rng.choice([3, 3, 3, 3, 3, 4])  # a triad, sometimes a seventh chord
         thirds = range(0, 2 * size, 2)  # every second note of the scale
-        chords.append([scale[(int(degree) - 1 + third) % 7] for third in thirds])
+        chord = [scale[(int(degree) - 1 + third) % 7] for third in thirds]
+        if rng.random() < INVERSIONS:
+            chord = chord[1:] + chord[:1]  # the third in the bass
+        chords += [chord] * beats
 
     bars = 4 if bar_seconds > 2.4 else 8
-    return chords * max(1, bars // len(loop))
+    return chords * max(1, bars * meter // len(chords))
 
 
 def arrange(rng, chords, melodies, total, meter):
     """Sections in the order of the form -> ([Bar], [Note]), at least `total` bars.
 
-    chords and melodies: by the name of a section that is sung.
+    chords (one per beat) and melodies: by the name of a section that is sung.
     """
     bars = []
     notes = []
@@ -251,12 +273,13 @@ def arrange(rng, chords, melodies, total, meter):
 
         # An intro or a gap: so many bars of the verse's chords, and nobody sings.
         rest = min(rng.choice([1, 2, 4]), max(1, total // 4))
-        section_chords = chords.get(section, chords["verse"][:rest])
+        section_chords = chords.get(section, chords["verse"][: rest * meter])
         melody = melodies.get(section, [])
 
         start = len(bars) * meter
         notes += [replace(note, beat=start + note.beat) for note in melody]
-        bars += [Bar(section, [chord] * meter) for chord in section_chords]
+        for first_beat in range(0, len(section_chords), meter):
+            bars.append(Bar(section, section_chords[first_beat : first_beat + meter]))
     return bars, notes
 
 
@@ -274,7 +297,10 @@ def compose(rng, style, low, high, seconds):
     mode = MODES[rng.choice(len(MODES), p=[mode.share for mode in MODES])]
     scale = [(tonic + step) % 12 for step in mode.scale]
     upbeat = rng.choice([0, 0, 0.5, 1, 1.5])
-    syncopation = rng.choice([0, 0, 0.15])
+    syncopation = rng.choice([0, 0.15, 0.3])
+    sixteenths = 0.0
+    if rng.random() < (SIXTEENTHS_SLOW if tempo < 100 else SIXTEENTHS_FAST):
+        sixteenths = rng.uniform(0.3, 1)
 
     # Bar lines have no fixed place in the file.
     start = rng.uniform(-1, 0.6) * bar_seconds
@@ -283,13 +309,13 @@ def compose(rng, style, low, high, seconds):
     chords = {}
     melodies = {}
     for name, section in SUNG.items():
-        chords[name] = write_chords(rng, mode, scale, bar_seconds)
+        chords[name] = write_chords(rng, mode, scale, meter, bar_seconds)
         rhythm = Rhythm(
             groove=style.harmony,
             upbeat=upbeat,
             syncopation=syncopation,
             density=rng.uniform(section.sparse, section.dense),
-            sixteenths=tempo < 84,
+            sixteenths=sixteenths,
         )
         lowest = int(low + section.low * (high - low))
         highest = int(low + section.high * (high - low))

@@ -1,7 +1,8 @@
 """What a score is: bars with their chords, the melody, and the patterns that the band plays.
 
 Time is counted in beats, pitch in MIDI notes (60 is middle C, 69 is 440 Hz). A pitch class is the
-note without its octave, 0 for C to 11 for B. A chord is a list of pitch classes, root first.
+note without its octave, 0 for C to 11 for B. A chord is a list of pitch classes,
+the lowest note first.
 """
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,7 +15,8 @@ class Style:
     """How a band plays one bar. A pattern has one sign per sixteenth note; "." means no new sound.
 
     kick, snare, hat   X accent, x normal, o soft
-    bass               R root, 3 third, 5 fifth of the chord, 8 octave above the root
+    bass               R, 3, 5 first, second, third note of the chord (root, third and fifth, if the
+                       root is lowest), 8 an octave above the first
     harmony, bridge    X chord, held until the next sign; s short chord;
                        a, b, c, d single tones of the chord from low to high, which ring on
     """
@@ -57,7 +59,7 @@ class Span:
 
     beat: int  # where it begins, counted from the bar line
     beats: int  # length
-    chord: list  # pitch classes, root first; [] is no chord
+    chord: list  # pitch classes, the lowest note first; [] is no chord
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def annotate(score, seconds):
         for span in bar.spans():
             first_beat = i * score.meter + span.beat
             begin, end = times(np.array([first_beat, first_beat + span.beats]))
-            if span.chord and begin < end:
+            if begin < end:
                 chords.append((begin, end, span.chord))
     return {
         "tempo": round(float(score.tempo), 3),
