@@ -141,8 +141,8 @@ PATCH = 4  # one feature frame is 4 mel frames (43 ms); the U-Net works on 4 x 4
 # sqrt(re^2 + im^2 + 1e-9), bands are triangles on Slaney's scale, and the result is the natural
 # logarithm of at least 1e-5.
 
-# Spectra are computed so many frames at a time, all clips together. A small piece stays
-# in the caches of a CPU; a GPU wants a large one.
+# Spectra are computed so many frames at a time, all clips together. A small piece stays in the
+# caches of a CPU; a GPU wants a large one.
 CPU_PIECE = 1024
 GPU_PIECE = 65536
 
@@ -643,6 +643,18 @@ class RMSNorm(nn.Module):
         return x * inverse.to(x.dtype) * gain.to(x.dtype)
 
 
+def rotate(x, position):
+    """Rotary positions: turns pairs of channels of x (B, heads, T, head_dim) by position * freq.
+
+    position (T,): the place in time of each frame or token.
+    """
+    freqs = 10000.0 ** -torch.linspace(0, 1, x.shape[-1] // 2, device=x.device)
+    angle = position[:, None] * freqs  # (T, head_dim/2)
+    a, b = x.chunk(2, dim=-1)
+    turned = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
+    return torch.cat(turned, dim=-1).to(x.dtype)
+
+
 class LocalAttention(nn.Module):
     """Residual attention over time, `radius` frames to either side, with rotary positions (RoPE).
 
@@ -657,14 +669,6 @@ class LocalAttention(nn.Module):
         self.norm = RMSNorm(channels)
         self.qkv = nn.Conv1d(channels, 3 * inner, 1)
         self.out = nn.Conv1d(inner, channels, 1)
-
-    def rotate(self, x):
-        """Rotary positions: turns pairs of channels of x (B, heads, T, head_dim) by t * freq."""
-        freqs = 10000.0 ** -torch.linspace(0, 1, self.head_dim // 2, device=x.device)
-        angle = torch.arange(x.shape[2], device=x.device)[:, None] * freqs  # (T, head_dim/2)
-        a, b = x.chunk(2, dim=-1)
-        turned = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
-        return torch.cat(turned, dim=-1).to(x.dtype)
 
     def into_blocks(self, x):
         """(B, heads, T, head_dim) -> (B, heads, blocks, radius, head_dim), zeros at the end."""
@@ -683,8 +687,9 @@ class LocalAttention(nn.Module):
 
         qkv = self.qkv(self.norm(x)).unflatten(1, (3, -1, self.head_dim)).transpose(-1, -2)
         q, k, v = qkv.unbind(1)  # (B, heads, T, head_dim) each
-        q = self.into_blocks(self.rotate(q))
-        k = self.with_neighbours(self.into_blocks(self.rotate(k)))
+        time = torch.arange(T, device=x.device)
+        q = self.into_blocks(rotate(q, time))
+        k = self.with_neighbours(self.into_blocks(rotate(k, time)))
         v = self.with_neighbours(self.into_blocks(v))
 
         # Which frames are queries and keys? Keys too far away, or outside of the clip, are masked.

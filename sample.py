@@ -24,7 +24,7 @@ import sys
 import time
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -896,41 +896,60 @@ VOCALS = "the vocals themselves"
 FLOOR = "mismatched (another song's)"
 
 
+def lists():
+    """A dict of lists that begin empty."""
+    return defaultdict(list)
+
+
 @dataclass
 class Results:
+    """What was measured so far."""
+
     vocoder: str  # the one that the rows of the table were made with
     songs: int
-    music: float  # seconds
-    measures: dict  # row -> [{measure: value} of each song]
-    patches: dict  # row -> [array (patches, 50) of each song]
-    distances: dict  # vocoder -> [{distance: value} of each song]
+    music: float = 0.0  # seconds
+    measures: dict = field(default_factory=lists)  # row -> [{measure: value} of each song]
+    patches: dict = field(default_factory=lists)  # row -> [array (patches, 50) of each song]
+    distances: dict = field(default_factory=lists)  # vocoder -> [{distance: value} of each song]
+
+    def add(self, rows, true, cfg, facts):
+        """Measures what stands in a song's band's place, {row: (L,)}, against the true band."""
+        for row, wav in rows.items():
+            values, patches = measure(wav, true, cfg, facts)
+            self.measures[row].append(values)
+            self.patches[row].append(patches)
+
+
+def read_val_songs(folder, level_dbfs=Config.level_dbfs):
+    """The validation songs of a set, at least two. Raises UserError."""
+    songs = read_set(folder, "val", level_dbfs)
+    if len(songs) < 2:
+        raise UserError(
+            f"{folder} has one validation song; "
+            "a floor needs another song's band, so at least 2"
+        )
+    return songs
+
+
+def other_song(songs, i):
+    """Another song than number i, half the set away: neighbours may have the same singer."""
+    return songs[(i + len(songs) // 2) % len(songs)]
 
 
 @torch.no_grad()
 def evaluate(model, args, stopwatch):
     """Measures on the validation songs of the set args.evaluate -> Results. Raises UserError."""
     cfg = model.cfg
-    songs = read_set(args.evaluate, "val", cfg.level_dbfs)
-    if len(songs) < 2:
-        raise UserError(
-            f"{args.evaluate} has one validation song; "
-            "a floor needs another song's band, so at least 2"
-        )
-
+    songs = read_val_songs(args.evaluate, cfg.level_dbfs)
     vocoders = ["griffinlim"] if model.vocoder is None else ["neural", "griffinlim"]
     vocoder = args.vocoder if args.vocoder in vocoders else "griffinlim"
 
-    music = 0.0
-    measures = defaultdict(list)
-    patches = defaultdict(list)
-    distances = defaultdict(list)
+    results = Results(vocoder, len(songs))
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
-        # The other song is half the set away: neighbours may have the same singer.
-        other_song = songs[(i + len(songs) // 2) % len(songs)]
         facts = song[0]
         vocals, true = load_excerpt(song, model)
-        _, other = load_excerpt(other_song, model)
-        music += len(true) / cfg.sample_rate
+        _, other = load_excerpt(other_song(songs, i), model)
+        results.music += len(true) / cfg.sample_rate
         true_mel = log_mel(true[None], cfg)
         stopwatch.lap("load")
 
@@ -941,7 +960,7 @@ def evaluate(model, args, stopwatch):
         for name in vocoders:
             copies[name] = model.vocode(true_mel, name)
             stopwatch.lap(name)
-            distances[name].append(copy_distances(copies[name], true[None], cfg))
+            results.distances[name].append(copy_distances(copies[name], true[None], cfg))
             stopwatch.lap("measure")
 
         rows = {
@@ -953,12 +972,9 @@ def evaluate(model, args, stopwatch):
             VOCALS: vocals,
             FLOOR: other,
         }
-        for row, wav in rows.items():
-            values, wav_patches = measure(wav, true, cfg, facts)
-            measures[row].append(values)
-            patches[row].append(wav_patches)
+        results.add(rows, true, cfg, facts)
         stopwatch.lap("measure")
-    return Results(vocoder, len(songs), music, measures, patches, distances)
+    return results
 
 
 def generate(model, vocals, args, vocoder, told=None):

@@ -737,6 +737,15 @@ def test_an_idea_can_be_left_out(idea):
     assert torch.equal(mel, mu) == (idea == "diffusion")
 
 
+def test_a_run_from_weights_without_an_idea_leaves_it_out_too(tmp_path):
+    model_without("prior").save(tmp_path / "weights.pt")
+    options = train_options(tmp_path / "run", f"--start {tmp_path}/weights.pt")
+
+    run = train.Run(options, torch.device("cpu"))
+
+    assert run.model.cfg.without == "prior"
+
+
 def test_without_the_bar_profile_it_has_no_effect(monkeypatch):
     model = model_without("bar-profile")
     vocals = music(64 * 256)[None]

@@ -357,7 +357,8 @@ class Run:
         # The model: of this run, of --start, or new. What is not trained stays as it is.
         source = self.path if args.resume else args.start
         model = FastSAG.load(source, device.type) if source else FastSAG(PRESETS[args.preset])
-        model.cfg = replace(model.cfg, without=args.without)
+        if args.without:
+            model.cfg = replace(model.cfg, without=args.without)
         if args.vocoder and model.vocoder is None:
             model.vocoder = Vocoder(model.cfg)
         for name, weight in model.named_parameters():
@@ -817,6 +818,14 @@ def compile_networks(model, device):
 # The command line
 
 
+def check_least(parser, args, least):
+    """Exits with a sentence if an option is below its least value; {name of option: value}."""
+    for name, lowest in least.items():
+        value = getattr(args, name, None)
+        if value is not None and not value >= lowest:  # refuses NaN, too
+            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+
+
 def parse_args(parser, argv):
     parser.add_argument("--data", nargs="+", default=["data/demo"], help="prepared sets")
     parser.add_argument("--out", default="runs/demo", help="folder of the run (runs/demo)")
@@ -853,10 +862,7 @@ def parse_args(parser, argv):
 
     least = {"batch_size": 1, "steps": 1, "every": 1, "minutes": 0.01, "crop": 0.5, "lr": 1e-9}
     least |= {"seed": 0, "warmup": 1}
-    for name, lowest in least.items():
-        value = getattr(args, name)
-        if value is not None and not value >= lowest:  # refuses NaN, too
-            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+    check_least(parser, args, least)
     world = num_processes()
     if args.batch_size % world != 0:
         parser.error(f"--batch-size {args.batch_size}: must be a multiple of {world} processes")

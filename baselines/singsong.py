@@ -58,11 +58,12 @@ from fastsag import (
     music_features,
     normalise,
     pick_device,
+    rotate,
     save_checkpoint,
     write_file,
 )
 from prep import audio_bytes, read_set
-from train import SPEED_RANGE, augment, read_clips, to_waveforms, update_ema
+from train import SPEED_RANGE, augment, check_least, read_clips, to_waveforms, update_ema
 
 
 @dataclass
@@ -185,15 +186,6 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def rotate(self, x, position):
-        """Turns pairs of channels of x (B, heads, N, head_dim) by position * freq."""
-        half = x.shape[-1] // 2
-        freqs = 10000.0 ** -torch.linspace(0, 1, half, device=x.device)
-        angle = position[:, None] * freqs  # (N, half)
-        a, b = x.chunk(2, dim=-1)
-        turned = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
-        return torch.cat(turned, dim=-1)
-
     def forward(self, x, position, cache=None):
         """x (B, N, dim) at positions (N,) -> (B, N, dim).
 
@@ -202,8 +194,8 @@ class Attention(nn.Module):
         """
         qkv = self.qkv(self.norm(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv  # (B, heads, N, head_dim) each
-        q = self.rotate(q, position)
-        k = self.rotate(k, position)
+        q = rotate(q, position)
+        k = rotate(k, position)
         if cache:
             k = torch.cat([cache["k"], k], dim=2)
             v = torch.cat([cache["v"], v], dim=2)
@@ -518,16 +510,14 @@ def evaluate(args):
     device = pick_device(args.device)
     singsong = SingSong.load(args.checkpoint, device)
     fastsag = FastSAG.load(args.fastsag, args.device)
-    songs = read_set(args.set, "val")
-    if len(songs) < 2:
-        raise UserError(f"{args.set} has one validation song; a floor needs at least 2")
+    songs = fastsag_sample.read_val_songs(args.set)
 
     stopwatch = fastsag_sample.Stopwatch()
-    results = fastsag_sample.Results("neural", len(songs), 0.0, {}, {}, {})
+    results = fastsag_sample.Results("neural", len(songs))
     for i, song in enumerate(tqdm(songs, unit="song", disable=None)):
         facts = song[0]
         vocals, true = fastsag_sample.load_excerpt(song, fastsag)
-        _, other = fastsag_sample.load_excerpt(songs[(i + len(songs) // 2) % len(songs)], fastsag)
+        _, other = fastsag_sample.load_excerpt(fastsag_sample.other_song(songs, i), fastsag)
         results.music += len(true) / Config.sample_rate
         true_mel = log_mel(true[None], Config)
         _, acoustic = singsong.write_down(true[None])
@@ -550,10 +540,7 @@ def evaluate(args):
             fastsag_sample.VOCALS: vocals,
             fastsag_sample.FLOOR: other,
         }
-        for row, wav in rows.items():
-            values, patches = fastsag_sample.measure(wav, true, Config, facts)
-            results.measures.setdefault(row, []).append(values)
-            results.patches.setdefault(row, []).append(patches)
+        results.add(rows, true, Config, facts)
         stopwatch.lap("measure")
 
     fastsag_sample.print_table(results)
@@ -609,19 +596,11 @@ def make_parser():
     return parser
 
 
-def check_options(parser, args):
-    """Exits with a sentence if an option is out of range."""
-    least = {"minutes": 0.01, "batch_size": 1, "lr": 1e-9, "temperature": 0.01, "seed": 0}
-    for name, lowest in least.items():
-        value = getattr(args, name, lowest)
-        if not value >= lowest:  # refuses NaN, too
-            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
-
-
 def main(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
-    check_options(parser, args)
+    least = {"minutes": 0.01, "batch_size": 1, "lr": 1e-9, "temperature": 0.01, "seed": 0}
+    check_least(parser, args, least)
     try:
         args.run(args)
     except UserError as problem:
