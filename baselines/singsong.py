@@ -16,9 +16,9 @@ arXiv 2209.03143) with a voice as its condition. B songs, N = T/4 feature frames
       -> vocoder -> accompaniment (B, L)                                          fastsag.Vocoder
 
 What differs from SingSong, beside size and data:
-- A semantic token stands for 28 music features, not for an output of w2v-BERT; the codec, found by
-  k-means, is one of mels, not of waveforms. So both methods here start from the same features and
-  sound through the same vocoder.
+- A semantic token stands for 28 music features, not for an output of w2v-BERT. The codec codes
+  mels, not waveforms; its codebooks come from k-means, not from a trained network. So both methods
+  here start from the same features and sound through the same vocoder.
 - The voice is not quantised. Each frame of it is added to the tokens of the same frame, where
   SingSong looks for it by cross-attention.
 - One stage draws all acoustic tokens, frame by frame; SingSong draws the coarse ones of a clip
@@ -26,7 +26,8 @@ What differs from SingSong, beside size and data:
   semantic and 187.5 acoustic ones.
 - Songs are longer than the 11 s that a stage sees at once. They are drawn in windows.
 
-What differs from FastSAG here: no chart and no beats to learn from, and no guidance.
+What differs from FastSAG here: nothing is learnt from charts and true beats, there is no guidance,
+and attention reaches no further than a window (the bar profile does).
 """
 import argparse
 import copy
@@ -63,6 +64,7 @@ from fastsag import (
     music_features,
     normalise,
     pick_device,
+    resample,
     rotate,
     save_checkpoint,
     write_file,
@@ -123,7 +125,10 @@ class VectorQuantiser(nn.Module):
         return self.codebook[tokens]
 
     def fit(self, x, rounds=20):
-        """k-means (Lloyd 1982) on vectors (n, dim), more than codes. An unused code moves."""
+        """k-means (Lloyd 1982) on vectors (n, dim), n > num_codes.
+
+        A code without vectors becomes one of the vectors, at random.
+        """
         num_codes = len(self.codebook)
         generator = torch.Generator().manual_seed(0)
         self.codebook.copy_(x[torch.randperm(len(x), generator=generator)[:num_codes]])
@@ -202,6 +207,31 @@ class MelCodec(nn.Module):
 # frame: since both sides have the same frames, no attention has to find the place in the voice.
 
 
+class Cache:
+    """Keys and values of the past (B, heads, count, head_dim), in memory for `length` tokens.
+
+    The memory is taken once: to copy all of the past for each new token costs more than the token.
+    """
+
+    def __init__(self, length):
+        self.length = length
+        self.count = 0
+        self.keys = None
+        self.values = None
+
+    def append(self, k, v):
+        """k, v (B, heads, n, head_dim) of the next tokens -> keys and values up to them."""
+        if self.keys is None:
+            B, heads, _, head_dim = k.shape
+            self.keys = k.new_empty(B, heads, self.length, head_dim)
+            self.values = torch.empty_like(self.keys)
+        end = self.count + k.shape[2]
+        self.keys[:, :, self.count : end] = k
+        self.values[:, :, self.count : end] = v
+        self.count = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
 class Attention(nn.Module):
     """Residual attention with rotary positions; with a cache, the past is not computed again."""
 
@@ -216,19 +246,15 @@ class Attention(nn.Module):
     def forward(self, x, position, cache=None):
         """x (B, n, dim) at positions (n,) -> (B, n, dim).
 
-        cache: a dict of keys and values; this call adds its own. Empty, x is the beginning, of any
-        length. Filled, x is the one token that comes next.
+        cache: what is before x. If that is nothing yet, x may have any length; else it is the one
+        token that comes next.
         """
-        qkv = self.qkv(self.norm(x)).unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, n, 3, heads, head_dim) -> 3 (B, heads, n, ...)
+        qkv = self.qkv(self.norm(x)).unflatten(2, (3, self.heads, -1))  # (B, n, 3, heads, head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, head_dim) each
         q = rotate(q, position)
         k = rotate(k, position)
         if cache is not None:
-            if "k" in cache:
-                k = torch.cat([cache["k"], k], dim=2)
-                v = torch.cat([cache["v"], v], dim=2)
-            cache["k"] = k
-            cache["v"] = v
+            k, v = cache.append(k, v)
 
         # A single token may look at all of the past; several only at themselves and what is before.
         is_causal = self.causal and x.shape[1] > 1
@@ -265,7 +291,7 @@ class Stage(nn.Module):
         self.cfg = cfg
         self.per_frame = per_frame
         self.num_codes = num_codes
-        self.condition = nn.Linear(c_in, cfg.dim)
+        self.embed_condition = nn.Linear(c_in, cfg.dim)
         self.encoder = nn.ModuleList()
         for _ in range(cfg.encoder_layers):
             self.encoder.append(TransformerBlock(cfg.dim, cfg.heads, causal=False))
@@ -282,9 +308,9 @@ class Stage(nn.Module):
         for _ in range(per_frame):
             self.out.append(nn.Sequential(nn.LayerNorm(cfg.dim), nn.Linear(cfg.dim, num_codes)))
 
-    def encode(self, condition):
+    def run_encoder(self, condition):
         """(B, N, c_in) -> (B, N, dim)"""
-        x = self.condition(condition)
+        x = self.embed_condition(condition)
         position = torch.arange(x.shape[1], device=x.device)
         for block in self.encoder:
             x = block(x, position)
@@ -296,7 +322,7 @@ class Stage(nn.Module):
         rows = place * self.num_codes + tokens
         return F.pad(rows.flatten(1), (1, 0), value=self.start_row)
 
-    def decode(self, encoded, rows, first=0, caches=None):
+    def run_decoder(self, encoded, rows, first=0, caches=None):
         """One pass over tokens number first, first + 1, ... -> hidden (B, n, dim).
 
         encoded (B, N, dim); rows (B, n): of the token before each of them, see rows_before();
@@ -304,8 +330,8 @@ class Stage(nn.Module):
         """
         number = torch.arange(first, first + rows.shape[1], device=rows.device)
         place = self.place(number % self.per_frame)
-        condition = encoded[:, number // self.per_frame]
-        x = self.embed(rows) + place + condition
+        own_frame = encoded[:, number // self.per_frame]
+        x = self.embed(rows) + place + own_frame
         for i, block in enumerate(self.decoder):
             x = block(x, number, caches[i] if caches else None)
         return x
@@ -313,7 +339,8 @@ class Stage(nn.Module):
     def loss(self, condition, target):
         """Mean cross-entropy of target (B, N, P), each token given those before; nats."""
         rows = self.rows_before(target)[:, :-1]
-        hidden = self.decode(self.encode(condition), rows).unflatten(1, (-1, self.per_frame))
+        hidden = self.run_decoder(self.run_encoder(condition), rows)
+        hidden = hidden.unflatten(1, (-1, self.per_frame))
         losses = []
         for p in range(self.per_frame):
             logits = self.out[p](hidden[:, :, p])
@@ -326,28 +353,30 @@ class Stage(nn.Module):
 
         known (B, n, P), n from 0 on; draw(logits (B, num_codes)) -> (B, 1).
         """
-        encoded = self.encode(condition)
-        caches = [{} for _ in self.decoder]
+        encoded = self.run_encoder(condition)
+        num_known = known.shape[1] * self.per_frame
+        num_tokens = condition.shape[1] * self.per_frame
+        caches = [Cache(num_tokens) for _ in self.decoder]
         tokens = [known.flatten(1)]
 
-        # The first pass goes over all that is known, which fills the caches, and over the first
-        # token to be drawn. Every other pass goes over a single token.
+        # The first pass goes over all that is known, to fill the caches, and over the first token
+        # to be drawn. Every other pass goes over a single token.
         rows = self.rows_before(known)
         first = 0
-        for number in range(rows.shape[1] - 1, condition.shape[1] * self.per_frame):
-            hidden = self.decode(encoded, rows, first, caches)
+        for number in range(num_known, num_tokens):
+            hidden = self.run_decoder(encoded, rows, first, caches)
             place = number % self.per_frame
             token = draw(self.out[place](hidden[:, -1]))  # (B, 1)
             tokens.append(token)
-            rows = place * self.num_codes + token
+            rows = place * self.num_codes + token  # from now on only the token just drawn
             first = number + 1
         return torch.cat(tokens, dim=1).unflatten(1, (-1, self.per_frame))
 
     def generate_song(self, condition, draw, progress=False):
         """Tokens (B, N, P) for a condition (B, N, c_in) of any length, window after window.
 
-        Windows have `context` frames, and each continues the second half of the one before: 512
-        frames are drawn in windows from 0, 128 and 256 on.
+        Windows of `context` frames overlap by half: each is given the last 128 frames that were
+        drawn, and adds 128 more. So 512 frames take windows from 0, 128 and 256 on.
         """
         N = condition.shape[1]
         context = self.cfg.context
@@ -404,12 +433,12 @@ class SingSong(nn.Module):
         """The condition of stage 2: the voice, and what the semantic tokens stand for."""
         return torch.cat([voice, self.semantic.decode(semantic[:, :, 0])], dim=2)
 
-    def losses(self, voice, semantic, acoustic, number):
+    def losses(self, voice, semantic, acoustic, window):
         """Cross-entropies of the two stages on clips of several windows; nats per token.
 
         voice (B, N, 176), semantic (B, N, 1), acoustic (B, N, 8). Stage 1 learns all windows of a
-        clip. Stage 2 learns one, that with this number: it has eight times as many tokens to draw,
-        and would take most of the time.
+        clip. Stage 2 learns only number `window`: it has eight times as many tokens to draw, and
+        would take most of the time.
         """
 
         def windows(x):
@@ -418,7 +447,7 @@ class SingSong(nn.Module):
         loss1 = self.stage1.loss(windows(voice).flatten(0, 1), windows(semantic).flatten(0, 1))
 
         condition = self.with_semantics(voice, semantic)
-        loss2 = self.stage2.loss(windows(condition)[:, number], windows(acoustic)[:, number])
+        loss2 = self.stage2.loss(windows(condition)[:, window], windows(acoustic)[:, window])
         return loss1, loss2
 
     @torch.no_grad()
@@ -468,7 +497,7 @@ def random_clips(songs, rng, count, device):
 
 
 def train(args):
-    """Simpler than train.py: no validation, no reading ahead, never compiled, float32."""
+    """Simpler than train.py: no --resume, no validation, no reading ahead, always float32."""
     device, _, _ = set_up_device(args.device)
     path = Path(args.out) / "singsong.pt"
     if path.exists():
@@ -494,8 +523,8 @@ def train(args):
         vocals, accomp = random_clips(songs, rng, args.batch_size, device)
         voice = model.voice_features(augment(vocals, generator, args.batch_size))
         semantic, acoustic = model.tokenise(accomp)
-        number = rng.integers(CLIP_FRAMES // model.cfg.context)
-        loss1, loss2 = model.losses(voice, semantic, acoustic, number)
+        window = rng.integers(CLIP_FRAMES // model.cfg.context)
+        loss1, loss2 = model.losses(voice, semantic, acoustic, window)
         (loss1 + loss2).backward()
         for stage in stages:
             nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
@@ -518,9 +547,10 @@ def train(args):
 # --------------------------------------------------------------------------------------------------
 # Playing along, and both methods in one table
 
+# Rows of the table, beside those of sample.py
+CODEC = "true band, as tokens"  # through MelCodec: the ceiling of all that is drawn as tokens
+STAGE2 = "SingSong, true semantics"  # stage 1 is replaced by the true band's semantic tokens
 SINGSONG = "SingSong, generated"
-STAGE2 = "SingSong, true semantics"
-CODEC = "true band, as tokens"
 FASTSAG = "FastSAG, generated"
 SINGSONG_RATE = 625  # tokens per second of music: 25 semantic, 200 coarse, 400 fine
 
@@ -539,8 +569,10 @@ def play_along(args):
     singsong = SingSong.load(args.checkpoint, device)
     fastsag = load_fastsag(args)  # for its vocoder
 
-    vocals, rate = fastsag_sample.read_vocals(args.vocals)
+    vocals, sample_rate = fastsag_sample.read_vocals(args.vocals)
     began = time.time()
+    rate = max(sample_rate, Config.sample_rate)  # a band has more high tones than a telephone
+    vocals = resample(vocals, sample_rate, rate)
     wav, gain = fastsag.prepare(vocals, rate)
     mel = singsong.sample(wav, args.seed, args.temperature, progress=True)
     accomp = fastsag.render(mel, gain, rate, len(vocals))
@@ -562,6 +594,11 @@ def play_along(args):
 
 @torch.no_grad()
 def evaluate(args):
+    """Both methods on the same songs, in turns.
+
+    For a fair table both have been trained on the same songs, equally long. Tokens are drawn in
+    float32 everywhere; FastSAG works in bfloat16 on machines where that is faster.
+    """
     device = pick_device(args.device)
     singsong = SingSong.load(args.checkpoint, device)
     fastsag = load_fastsag(args)
@@ -620,7 +657,8 @@ def print_speed(stopwatch, music, rate):
     )
     print(
         f"{1000 * tokens / rate:.2f} ms per token, {rate:.0f} tokens per second of music; with "
-        f"{SINGSONG_RATE}, as in SingSong, this small model's RTF would be {as_many + vocoder:.2f}"
+        f"{SINGSONG_RATE}, as in SingSong, this small model's RTF would be at least "
+        f"{as_many + vocoder:.2f}"
     )
 
 
