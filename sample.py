@@ -52,6 +52,7 @@ from fastsag import (
     expected_pulse,
     frame_rate,
     log_mel,
+    mel_filterbank,
     music_features,
     normalise,
     onset_envelope,
@@ -595,19 +596,10 @@ def mel_brightness(mel):
 
 def frequency_labels(cfg):
     """The labels of a mel axis: [(text, row)]. Row 0 is the lowest band."""
-    top = hz_to_mel(cfg.sample_rate / 2)
-    labels = []
-    for text, hz in FREQUENCY_LABELS.items():
-        row = hz_to_mel(hz) / top * cfg.n_mels - 0.5
-        labels.append((text, row))
-    return labels
-
-
-def hz_to_mel(hz):
-    """Slaney's scale: linear up to 1 kHz, which is mel 15, then 27 mels per factor of 6.4."""
-    if hz < 1000:
-        return hz * 3 / 200
-    return 15 + 27 * np.log(hz / 1000) / np.log(6.4)
+    filters = mel_filterbank(cfg.sample_rate, cfg.n_fft, cfg.n_mels)
+    centres = filters.argmax(1) * cfg.sample_rate / cfg.n_fft  # of the bands, in Hz
+    rows = np.interp(list(FREQUENCY_LABELS.values()), centres, np.arange(cfg.n_mels))
+    return list(zip(FREQUENCY_LABELS, rows.tolist(), strict=True))
 
 
 def draw_panel(picture, top, panel):
