@@ -666,6 +666,10 @@ def evaluate(args):
         results.add(rows, true, Config, facts)
         stopwatch.lap("the rest")
 
+    print(
+        f"{args.set}: {results.songs} songs, {results.music / 60:.1f} minutes; temperature "
+        f"{args.temperature:g}; mean and 95 % interval over songs"
+    )
     fastsag_sample.print_table(results)
     print_speed(stopwatch, results.music, (1 + singsong.cfg.acoustic_tokens) * frame_rate(Config))
 
