@@ -714,6 +714,14 @@ def make_parser():
     return parser
 
 
+def check_least(parser, args, least):
+    """Exits with a sentence if an option is below its least value; {name of option: value}."""
+    for name, lowest in least.items():
+        value = getattr(args, name, None)
+        if value is not None and not value >= lowest:  # refuses NaN, too
+            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+
+
 def check_options(parser, args):
     """Exits with a sentence if an option is out of range."""
     if args.paths and args.scores:
@@ -722,12 +730,7 @@ def check_options(parser, args):
         parser.error(f"--songs {args.songs}: must be at least 2, one of them for validation")
     if not args.seconds >= 8:  # refuses NaN, too
         parser.error(f"--seconds {args.seconds:g}: must be at least 8")
-    if args.val_songs < 1:
-        parser.error(f"--val-songs {args.val_songs}: must be at least 1")
-    if args.workers < 1:
-        parser.error(f"--workers {args.workers}: must be at least 1")
-    if args.seed < 0:
-        parser.error(f"--seed {args.seed}: must be at least 0")
+    check_least(parser, args, {"val_songs": 1, "workers": 1, "seed": 0})
     if not 0 < args.val < 1:
         parser.error(f"--val {args.val:g}: must lie between 0 and 1")
 

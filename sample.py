@@ -61,7 +61,7 @@ from fastsag import (
     told_tempo,
     write_file,
 )
-from prep import audio_bytes, read_audio, read_set
+from prep import audio_bytes, check_least, read_audio, read_set
 
 try:
     import resource
@@ -1112,12 +1112,7 @@ def parse_arguments(parser, argv):
     check_told_options(parser, args)
     if not 0 <= args.guidance <= 20:
         parser.error(f"--guidance {args.guidance:g}: must lie between 0 and 20")
-    if args.steps < 1:
-        parser.error(f"--steps {args.steps}: must be at least 1")
-    if args.takes < 1:
-        parser.error(f"--takes {args.takes}: must be at least 1")
-    if args.seed < 0:
-        parser.error(f"--seed {args.seed}: must be at least 0")
+    check_least(parser, args, {"steps": 1, "takes": 1, "seed": 0})
     return args
 
 

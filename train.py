@@ -52,7 +52,7 @@ from fastsag import (
     stft_distance,
     write_file,
 )
-from prep import audio_bytes, read_set
+from prep import audio_bytes, check_least, read_set
 
 MODEL_CROP = 43.69  # seconds per clip, 2^20 samples: beat and key show over a long stretch
 VOCODER_CROP = 0.68  # seconds per clip, 2^14 samples
@@ -816,14 +816,6 @@ def compile_networks(model, device):
 
 # --------------------------------------------------------------------------------------------------
 # The command line
-
-
-def check_least(parser, args, least):
-    """Exits with a sentence if an option is below its least value; {name of option: value}."""
-    for name, lowest in least.items():
-        value = getattr(args, name, None)
-        if value is not None and not value >= lowest:  # refuses NaN, too
-            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
 
 
 def parse_args(parser, argv):

@@ -69,11 +69,10 @@ from fastsag import (
     save_checkpoint,
     write_file,
 )
-from prep import audio_bytes, read_set
+from prep import audio_bytes, check_least, read_set
 from train import (
     SPEED_RANGE,
     augment,
-    check_least,
     read_clips,
     set_up_device,
     to_waveforms,
@@ -553,11 +552,11 @@ def train(args):
         optimizer.zero_grad()
 
         step += 1
-        losses.append([loss1.item(), loss2.item()])
+        losses.append(torch.stack([loss1, loss2]).detach())  # no GPU has to wait for it
         update_ema(ema, model, step)
         share = (time.time() - began) / 60 / args.minutes
         if step % 25 == 0 or share >= 1:
-            semantic_loss, acoustic_loss = np.mean(losses, axis=0)
+            semantic_loss, acoustic_loss = torch.stack(losses).mean(0).tolist()
             losses = []
             print(
                 f"step {step:6d}  semantic {semantic_loss:.3f}  acoustic {acoustic_loss:.3f} "
@@ -726,7 +725,7 @@ def make_parser():
     for task in (play, table):
         task.add_argument("--checkpoint", default="runs/singsong/singsong.pt", help="weights")
         task.add_argument(
-            "--fastsag", default=fastsag_sample.DEFAULT_CHECKPOINT, help="weights with a vocoder"
+            "--fastsag", default=fastsag_sample.DEFAULT_CHECKPOINT, help="weights of FastSAG"
         )
         task.add_argument("--seed", type=int, default=0, help="of the draws (0)")
         task.add_argument("--temperature", type=float, default=1.0, help="lower is tamer (1)")
