@@ -945,7 +945,8 @@ def evaluate(model, args, stopwatch):
         true_mel = log_mel(true[None], cfg)
         stopwatch.lap("load")
 
-        generated, mu = generate(model, vocals, args, vocoder)
+        seed = args.seed + i  # a band of its own for each song
+        generated, mu = generate(model, vocals, args, vocoder, seed)
         stopwatch.lap("generated")
 
         copies = {}
@@ -959,7 +960,7 @@ def evaluate(model, args, stopwatch):
             TRUE: true,
             CEILING: copies[vocoder][0],
             GENERATED: generated,
-            **generate_told(model, vocals, facts, args, vocoder),
+            **generate_told(model, vocals, facts, args, vocoder, seed),
             MU: model.vocode(denormalise(mu, cfg), vocoder)[0],
             VOCALS: vocals,
             FLOOR: other,
@@ -969,14 +970,14 @@ def evaluate(model, args, stopwatch):
     return results
 
 
-def generate(model, vocals, args, vocoder, told=None):
+def generate(model, vocals, args, vocoder, seed, told=None):
     """vocals (L,) of load_excerpt -> accompaniment (L,), mu (1, M, T)."""
     expected, mu = model.condition(vocals[None], told)
-    mel = model.sample(mu, expected, args.steps, args.guidance, args.seed)
+    mel = model.sample(mu, expected, args.steps, args.guidance, seed)
     return model.vocode(denormalise(mel, model.cfg), vocoder)[0], mu
 
 
-def generate_told(model, vocals, facts, args, vocoder):
+def generate_told(model, vocals, facts, args, vocoder, seed):
     """Rows of a song whose chords and beats are known: the model is told both, or the beats."""
     if "chords" not in facts:
         return {}
@@ -985,7 +986,7 @@ def generate_told(model, vocals, facts, args, vocoder):
     for row, chords in ((TOLD_CHART, facts["chords"]), (TOLD_BEATS, [])):
         told = chart_features(chords, facts["beats"], num_frames, model.cfg)
         told = told[None].to(model.device)
-        rows[row], _ = generate(model, vocals, args, vocoder, told)
+        rows[row], _ = generate(model, vocals, args, vocoder, seed, told)
     return rows
 
 

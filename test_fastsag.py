@@ -630,7 +630,8 @@ def test_guidance_extrapolates_from_no_condition_to_the_condition(scale):
     close(guided, uncond + scale * (cond - uncond), 1e-5, f"scale {scale}")
 
 
-def test_guidance_takes_a_second_evaluation_in_half_of_the_steps():
+@pytest.mark.parametrize("num_steps", [4, 8])
+def test_guidance_takes_a_second_evaluation_in_half_of_the_steps(num_steps):
     model = random_model()
     _, mu, expected = model_inputs(64)
     evaluations = []
@@ -639,9 +640,38 @@ def test_guidance_takes_a_second_evaluation_in_half_of_the_steps():
         evaluations.append(1)
 
     model.denoiser.unet.register_forward_hook(count)
-    model.sample(mu, expected, num_steps=8, guidance_scale=4)
+    model.sample(mu, expected, num_steps, guidance_scale=4)
 
-    assert len(evaluations) == 8 + 4
+    assert len(evaluations) == num_steps + num_steps // 2
+
+
+def test_timbres_have_a_level_and_a_slope_of_their_own():
+    timbres = fastsag.draw_timbre(4000, TINY, torch.Generator().manual_seed(0))[:, :, 0]
+
+    levels = timbres.mean(1)
+    slopes = timbres[:, -1] - timbres[:, 0]
+    bends = timbres.diff(dim=1).diff(dim=1)
+
+    assert abs(levels.std() / TINY.timbre_std - 1) < 0.05
+    assert abs(slopes.std() / (2 * 3**0.5 * TINY.timbre_std) - 1) < 0.05
+    assert abs(torch.corrcoef(torch.stack([levels, slopes]))[0, 1]) < 0.05
+    assert bends.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sampling_starts_at_mu_with_a_timbre_of_the_song(seed):
+    cfg = replace(TINY, timbre_std=0.5)
+    model = fastsag.FastSAG(cfg)
+    model.denoise_song = lambda x, *rest: x  # so the sample is what it started with
+    _, mu, expected = model_inputs(32768)
+
+    start = model.sample(mu, expected, num_steps=2, seed=seed)
+
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(mu.shape, generator=generator)
+    timbre = fastsag.draw_timbre(len(mu), cfg, generator)
+    found = start - mu - noise * cfg.sigma_max / cfg.temperature
+    close(found, timbre.expand_as(mu), 1e-4, "timbre")
 
 
 def test_windows_of_the_unet_have_no_seam():

@@ -656,7 +656,7 @@ def evaluate(args):
         stopwatch.lap("vocoder")
 
         expected, mu = fastsag.condition(vocals[None])
-        mel = fastsag.sample(mu, expected, seed=args.seed)
+        mel = fastsag.sample(mu, expected, seed=args.seed + i)
         stopwatch.lap("diffusion")
         rows[FASTSAG] = sound(mel)
 
