@@ -1009,9 +1009,10 @@ def draw_timbre(batch, cfg, generator):
     """How a song's timbre differs from the average: a level and a slope, (batch, M, 1).
 
     mu has the average timbre of all accompaniments. The first noise hides what changes from frame
-    to frame, but what lasts for a whole song shows through: the U-Net takes it for the song's own,
-    and all songs would have the same one. Level, and slope from low to high frequencies, make
-    up 69 % of the differences between true accompaniments (docs/log.md, 2026-11-27).
+    to frame, but what lasts for a whole song shows through it. So the U-Net would take mu's timbre
+    for the song's own, and all songs would sound alike. Level, and slope from low to high
+    frequencies, explain 69 % of how true mels differ from mu in their means over time (docs/log.md,
+    2026-11-27).
     """
     level, slope = cfg.timbre_std * torch.randn(2, batch, 1, 1, generator=generator)
     frequency = math.sqrt(3) * torch.linspace(-1, 1, cfg.n_mels)[:, None]  # of variance 1
