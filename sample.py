@@ -328,7 +328,7 @@ FLAT_NAMES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 LIKELY_TEMPO = 100  # beats per minute
 STEADINESS = 20  # a beat that comes 10 % late costs a fifth of a sure pulse
 HEARD_KINDS = ("", "m", "7", "m7", "maj7", "dim", "sus4")  # others are not told apart
-CHANGE_COST = 0.2  # a new chord must fit better by this much, summed over its beats
+CHANGE_COST = 0.1  # a new chord must fit better by this much, summed over its beats
 RARE_COST = 0.06  # per beat, of a kind other than major and minor, and of a bass beside the root
 SILENT = 0.35  # norm of a beat's chroma, 1 at most, below which nothing sounds
 
