@@ -440,8 +440,8 @@ def interpolate(tracks, time):
     before = time.long().clamp(max=N - 2)
     share = (time - before)[:, None]
 
-    # Values before and after each time. (gather() needs the shapes spelled out, which costs nothing;
-    # take_along_dim() does not, but takes three times as long on a CPU, for it checks each place.)
+    # Values before and after each time. gather() must be told the shape; take_along_dim() need not,
+    # but takes three times as long on a CPU, since it checks every place.
     shape = (-1, tracks.shape[1], time.shape[1], -1)
     tracks = tracks[:, :, None].expand(shape)  # (B, C, R, N)
     before = before[:, None].expand(shape)
@@ -700,8 +700,8 @@ class LocalAttention(nn.Module):
         j = i[:, :1] + torch.arange(-R, 2 * R, device=x.device)  # (blocks, 1, 3R)
         masked = ((i - j).abs() > R) | (j < 0) | (j >= T)
 
-        # Written out: on a CPU faster than torch's fused attention with a mask. What is added to the
-        # scores of masked keys makes their weights exactly 0.
+        # Written out: on a CPU faster than torch's fused attention with a mask. A score of -1e4
+        # makes a weight of exactly 0.
         score = (self.head_dim**-0.5 * q) @ k.transpose(-1, -2)  # (B, heads, blocks, R, 3R)
         score = score + torch.where(masked, -1e4, 0.0).to(score.dtype)
         weight = score.softmax(-1).to(v.dtype)
@@ -1064,11 +1064,13 @@ def beat_loss(expected_beat, chart):
     """Squared error of the expected pulse (B, T/4), where the true beats are known; weighted.
 
     The target is the chart's pulse; factor and offset bring it to about mean 0 and variance 1.
+    Where the beats are not known, the error counts as 0. It is a mean over all frames, like the
+    other losses: so several GPUs that share a batch have the same loss as one.
     """
     target = 4 * chart[:, CHART_PULSE] - 0.5
     is_known = chart[:, CHART_BEAT_TOLD]
     error = (expected_beat - target).square() * is_known
-    return BEAT_WEIGHT * error.sum() / is_known.sum().clamp(min=1)
+    return BEAT_WEIGHT * error.mean()
 
 
 def expected_pulse(expected):
@@ -1200,7 +1202,7 @@ class FastSAG(nn.Module):
     def denoise_song(self, x, sigma, mu, expected, guidance_scale, window=8192, halo=512):
         """The denoised mel of a whole song; on a CPU in windows of 87 s, to save memory.
 
-        The U-Net sees 392 mel frames to either side (base: 448), so a halo of 512 leaves no seam.
+        The U-Net sees about 400 mel frames to either side (base: 450): 512 leave no seam.
         """
         sigma = torch.full((len(x),), float(sigma), device=x.device)
 
@@ -1621,9 +1623,11 @@ def check_told(bpm, first_beat, seconds):
         raise UserError(f"bpm {bpm:g}: must lie between 30 and 300")
     if first_beat is not None and bpm is None:
         raise UserError(f"first-beat {first_beat:g}: needs a tempo (bpm), too")
-    if first_beat is not None and not 0 <= first_beat < seconds:
+    if first_beat is not None and not first_beat >= 0:  # refuses NaN, too
+        raise UserError(f"first-beat {first_beat:g}: must be 0 s or later")
+    if first_beat is not None and first_beat >= seconds:
         raise UserError(
-            f"first-beat {first_beat:g}: must lie within the song, from 0 to {seconds:.2f} s"
+            f"first-beat {first_beat:g}: must lie within the song, which lasts {seconds:.2f} s"
         )
 
 

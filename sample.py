@@ -88,7 +88,7 @@ def play_along(model, path, folder, args, stopwatch, page_takes):
     """
     # Read. At least the model's rate: a telephone recording, too, gets the whole band.
     vocals, sample_rate = read_vocals(path)
-    chart = read_chart(args.chart) if args.chart else None
+    chart = read_chart(args.chart) if args.chart is not None else None
     rate = max(sample_rate, model.cfg.sample_rate)
     vocals = resample(vocals, sample_rate, rate)
     stopwatch.lap("read")
@@ -145,7 +145,9 @@ def read_vocals(path):
     wav = torch.from_numpy(wav - float(wav.mean(dtype=float)))
     level = active_dbfs(wav, sample_rate)
     if level == -math.inf:
-        raise UserError(f"{path} is silent; give a recording in which somebody sings")
+        raise UserError(
+            f"{path} is silent in the mean of its channels; give a recording in which somebody sings"
+        )
 
     if level < HARDLY_AUDIBLE:
         boost = Config.level_dbfs - level
@@ -171,16 +173,16 @@ def command_to_repeat(path, seed, args):
     """The command whose first take is this one. It is kept in the comment of each sound file."""
     command = (
         f"python sample.py {shlex.quote(printable(path))} --seed {seed} --steps {args.steps} "
-        f"--guidance {args.guidance:g} --vocoder {args.vocoder}"
+        f"--guidance {args.guidance:.10g} --vocoder {args.vocoder}"
     )
-    if args.chart:
+    if args.chart is not None:
         command += f" --chart {shlex.quote(printable(args.chart))}"
     if args.bpm is not None:
-        command += f" --bpm {args.bpm:g}"
+        command += f" --bpm {args.bpm:.10g}"
     if args.first_beat is not None:
-        command += f" --first-beat {args.first_beat:g}"
+        command += f" --first-beat {args.first_beat:.10g}"
     if args.checkpoint != DEFAULT_CHECKPOINT:
-        command += f" --checkpoint {shlex.quote(args.checkpoint)}"
+        command += f" --checkpoint {shlex.quote(printable(args.checkpoint))}"
     return command
 
 
@@ -1114,6 +1116,10 @@ def parse_arguments(parser, argv):
     if not 0 <= args.guidance <= 20:
         parser.error(f"--guidance {args.guidance:g}: must lie between 0 and 20")
     check_least(parser, args, {"steps": 1, "takes": 1, "seed": 0})
+    if args.seed >= 2**62:
+        parser.error(f"--seed {args.seed}: must be below 2^62")
+    if args.evaluate and (args.takes != 1 or args.page):
+        parser.error("--takes and --page are for songs, not for --evaluate")
     return args
 
 

@@ -513,6 +513,7 @@ def test_training_tells_half_of_the_clips_nothing_and_the_rest_all_kinds_of_thin
 
 
 def test_a_beat_that_is_not_known_costs_nothing():
+    """And the loss of two clips is the mean of their own losses: processes may share them."""
     known = fastsag.chart_features([], [0.1, 0.4], 16, CFG)
     charts = torch.stack([known, torch.zeros_like(known)])
     target = 4 * known[fastsag.CHART_PULSE] - 0.5
@@ -520,7 +521,9 @@ def test_a_beat_that_is_not_known_costs_nothing():
 
     loss = fastsag.beat_loss(expected_beat, charts)
 
-    close(loss, fastsag.BEAT_WEIGHT * 0.25, 1e-6, "loss")
+    close(loss, fastsag.BEAT_WEIGHT * 0.25 / 2, 1e-6, "loss")
+    alone = [fastsag.beat_loss(expected_beat[[i]], charts[[i]]) for i in range(2)]
+    close(sum(alone) / 2, loss, 1e-6, "one clip at a time")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2009,6 +2012,24 @@ def test_a_resumed_run_knows_the_best_score_so_far(
     assert f"at step {best_step} is the lowest" in capsys.readouterr().out
 
 
+def test_a_run_that_is_stopped_in_its_last_validation_validates_when_it_is_resumed(
+    files, tmp_path, monkeypatch, capsys
+):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "validate", stop)
+    with pytest.raises(SystemExit):
+        train.main(train_args(files, tmp_path, "--steps 1"))
+    assert not (tmp_path / "best.pt").exists()
+
+    script_validation(monkeypatch, [1.5])
+    train.main(train_args(files, tmp_path, "--steps 1 --resume"))
+
+    assert load_checkpoint(tmp_path / "best.pt")
+    assert "validation loss of 1.5000 at step 1 is the lowest" in capsys.readouterr().out
+
+
 def test_a_run_without_a_working_compiler_goes_on_and_says_so(
     files, tmp_path, monkeypatch, capsys
 ):
@@ -2066,14 +2087,25 @@ def test_a_resumed_vocoder_run_ends_with_the_same_bits(files, tmp_path, keep_eve
     close(weights(path), whole, 0, "weights of vocoder and discriminators")
 
 
-def test_two_processes_train_as_one_would(files, tmp_path):
-    # An address: no name to look up may fail.
-    launch = "-m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node=2"
-    command = [sys.executable, *launch.split(), train.__file__, *train_args(files, tmp_path)]
-
+def train_in_two_processes(args):
+    # An address: no name to look up may fail. "--": --start is meant for train.py.
+    launch = "-m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node=2 --"
+    command = [sys.executable, *launch.split(), train.__file__, *args]
     result = subprocess.run(command, capture_output=True, text=True)
-
     assert result.returncode == 0, result.stderr
+
+
+def test_two_processes_start_with_weights_and_may_leave_a_projection_out(files, tmp_path):
+    args = train_args(files, tmp_path, "--without prior --steps 2")
+
+    train_in_two_processes([*args, "--start", f"{files}/tiny.pt"])
+
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 2
+
+
+def test_two_processes_train_as_one_would(files, tmp_path):
+    train_in_two_processes(train_args(files, tmp_path))
+
     one = weights(files / "run/checkpoint.pt")
     close(weights(tmp_path / "checkpoint.pt"), one, 1e-4, "weights")
 
@@ -2181,6 +2213,11 @@ def test_train_refuses_a_set_with_wrong_facts(old, new, workplace, capsys):
         pytest.param("--vocoder", "--vocoder needs --start", id="vocoder of no model"),
         pytest.param("--without wings", "invalid choice: 'wings'", id="no idea"),
         pytest.param("--resume --without prior", "--without , not prior", id="another idea"),
+        pytest.param("--resume --data set set", "--data set, not set set", id="another set"),
+        pytest.param("--resume --adversarial 0", "--adversarial 0.33, not 0.0", id="less to fool"),
+        pytest.param("--resume --start tiny.pt", "leave --start away", id="two beginnings"),
+        pytest.param(f"--seed {2**62}", "must be below 2^62", id="huge seed"),
+        pytest.param("--vocoder --start tiny.pt --without prior", "--without", id="no such idea"),
     ],
 )
 def test_train_refuses_options(options, sentence, workplace, capsys):
@@ -2418,6 +2455,8 @@ def test_a_checkpoint_cannot_run_code(workplace, capsys):
     [
         pytest.param("song.wav --steps 0", "--steps 0: must be at least 1", id="no steps"),
         pytest.param("song.wav --takes 0", "--takes 0: must be at least 1", id="no takes"),
+        pytest.param("--evaluate set --takes 2", "not for --evaluate", id="takes of a set"),
+        pytest.param(f"song.wav --seed {2**62}", "must be below 2^62", id="huge seed"),
         pytest.param("song.wav --seed -1", "--seed -1: must be at least 0", id="negative seed"),
         pytest.param("song.wav --guidance nan", "between 0 and 20", id="no guidance"),
         pytest.param("song.wav --device toaster", "toaster is not available", id="no device"),
@@ -2470,7 +2509,7 @@ def test_sample_refuses_a_chart(chart, sentence, workplace, capsys):
 def test_sample_refuses_a_first_beat_after_the_song(workplace, capsys):
     args = sample_args(".", "song.wav", "--bpm", 90, "--first-beat", 2)
 
-    assert "from 0 to 1.50 s" in refusal(sample, args, capsys, usage=False)
+    assert "which lasts 1.50 s" in refusal(sample, args, capsys, usage=False)
 
 
 def random_chart(rng):

@@ -97,7 +97,8 @@ def train(args):
         say(compile_networks(run.model, device))
     parallel = run.task
     if world > 1:
-        unused = args.vocoder  # each step leaves two or three of the discriminators out
+        # Each step leaves out two or three of the discriminators, or what --without names.
+        unused = args.vocoder or run.model.cfg.without != ""
         parallel = nn.parallel.DistributedDataParallel(run.task, find_unused_parameters=unused)
 
     total = None if args.minutes else args.steps
@@ -108,6 +109,8 @@ def train(args):
     bar = tqdm(initial=run.step, total=total, unit="step", disable=hide_bar)
     reader = Reader(run, songs, rows, pin_memory=device.type == "cuda")
     with bar, closing(reader):
+        if run.step != run.validated_step and rank == 0:  # it was stopped in its validation
+            say(save_and_validate(run, val_songs, reader.long_clip))
         log = Log(world, reader)
         share = run.share_done(world)
         while share < 1:
@@ -379,6 +382,7 @@ class Run:
         self.step = 0
         self.began = time.time()  # restore() takes off the time spent before
         self.bfloat16 = bfloat16_pays(device) and not args.float32
+        self.validated_step = 0
         self.best_score = math.inf
         self.best_step = 0
         if args.resume:
@@ -386,8 +390,13 @@ class Run:
 
     def settings(self):
         """What must not change when a run is resumed."""
-        names = ("preset", "without", "batch_size", "crop", "lr", "warmup", "seed", "vocoder")
-        return {name: getattr(self.args, name) for name in names}
+        names = ["preset", "without", "batch_size", "crop", "lr", "warmup", "seed"]
+        names += ["float32", "vocoder", "adversarial"]
+        settings = {name: getattr(self.args, name) for name in names}
+
+        # The sets by their names: folders may be moved.
+        folders = [os.path.basename(os.path.abspath(folder)) for folder in self.args.data]
+        return settings | {"data": " ".join(folders)}
 
     def restore(self):
         """Puts back the state of an interrupted run.
@@ -412,6 +421,7 @@ class Run:
             self.step = checkpoint["step"]
             self.began = time.time() - checkpoint["seconds"]
             self.bfloat16 = checkpoint["bfloat16"]  # goes on with the same rounding
+            self.validated_step = checkpoint["validated_step"]
             self.best_score = checkpoint["best_score"]
             self.best_step = checkpoint["best_step"]
 
@@ -426,19 +436,18 @@ class Run:
             "step": self.step,
             "seconds": time.time() - self.began,
             "bfloat16": self.bfloat16,
+            "validated_step": self.validated_step,
             "best_score": self.best_score,
             "best_step": self.best_step,
         }
         save_checkpoint(checkpoint, self.path)
 
     def keep_if_best(self, score):
-        """Writes OUT/best.pt and returns True, if no validation score was lower so far."""
-        if score >= self.best_score:
-            return False
-        self.best_score = score
-        self.best_step = self.step
-        self.ema.save(self.best_path)
-        return True
+        """Writes OUT/best.pt, if no validation score was lower so far."""
+        if score < self.best_score:
+            self.best_score = score
+            self.best_step = self.step
+            self.ema.save(self.best_path)
 
     def minutes(self):
         """Minutes of training so far."""
@@ -555,8 +564,9 @@ def save_and_validate(run, val_songs, length):
     score = validation_score(losses)
     if not math.isfinite(score):
         raise UserError(f"the validation loss is {score} at step {run.step}; {START_AGAIN}")
-    if run.keep_if_best(score):
-        run.save()  # the checkpoint, too, tells the best score
+    run.keep_if_best(score)
+    run.validated_step = run.step
+    run.save()  # the checkpoint tells the best score, too
 
     long_enough = max(length, 64 * run.model.frame_length)  # a vocoder's clip is too short to hear
     sound = example(run.ema, val_songs, long_enough, run.args.vocoder)
@@ -863,6 +873,12 @@ def parse_args(parser, argv):
         parser.error(f"--batch-size {args.batch_size}: must be a multiple of {world} processes")
     if not 0 <= args.adversarial <= 1:
         parser.error(f"--adversarial {args.adversarial}: must lie between 0 and 1")
+    if args.seed >= 2**62:
+        parser.error(f"--seed {args.seed}: must be below 2^62")
+    if args.vocoder and args.without:
+        parser.error("--without is for the model, not for --vocoder")
+    if args.resume and args.start:
+        parser.error("--resume goes on with its own weights; leave --start away")
     if args.vocoder and not (args.start or args.resume):
         parser.error("--vocoder needs --start WEIGHTS: the model that the vocoder is for")
 
