@@ -146,7 +146,8 @@ def read_vocals(path):
     level = active_dbfs(wav, sample_rate)
     if level == -math.inf:
         raise UserError(
-            f"{path} is silent in the mean of its channels; give a recording in which somebody sings"
+            f"{path} is silent in the mean of its channels; "
+            f"give a recording in which somebody sings"
         )
 
     if level < HARDLY_AUDIBLE:
