@@ -609,9 +609,10 @@ def play_along(args):
         f"--temperature {args.temperature:g} --checkpoint {shlex.quote(args.checkpoint)} "
         f"--fastsag {shlex.quote(args.fastsag)}"
     )
+    comment = fastsag_sample.printable(command)
     for name, sound in (("singsong", accomp), ("singsong-mix", mix)):
         sound = sound * fastsag_sample.gain_to_fit(sound)
-        write_file(folder / f"{name}.wav", audio_bytes(sound, rate, command))
+        write_file(folder / f"{name}.wav", audio_bytes(sound, rate, comment))
     length = len(vocals) / rate
     print(f"{folder}/: singsong.wav, singsong-mix.wav; RTF {seconds / length:.3f}")
 
