@@ -327,9 +327,10 @@ def chroma(wav, cfg):
     low_hop = cfg.hop_length * PATCH // decimation
     low_wav = resample(wav, cfg.sample_rate, low_rate)
 
-    # 4 / n_fft: a sine of amplitude 1 has a peak of 1 in the spectrum of a Hann window.
+    # 4 / n_fft: a sine of amplitude 1 has a peak of 1 in the spectrum of a Hann window. abs(), not
+    # magnitude(): in silence the latter is a little more than 0, which a cosine takes for a chord.
     filters = chroma_filterbank(low_rate, n_fft, wav.device) * (4 / n_fft)
-    strength = [filters @ magnitude(spec) for spec in stft_pieces(low_wav, n_fft, low_hop)]
+    strength = [filters @ spec.abs() for spec in stft_pieces(low_wav, n_fft, low_hop)]
     strength = torch.cat(strength, dim=-1).unflatten(1, (2, 12))
 
     # Only the shape counts, not the loudness. The small constant decides what silence is.

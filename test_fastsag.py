@@ -334,6 +334,12 @@ def features_of_twelve_notes(hz):
     return fastsag.music_features(wav, fastsag.log_mel(wav, CFG), CFG)
 
 
+def test_silence_has_no_pitch_at_all():
+    silence = torch.zeros(1, 24 * CFG.hop_length)
+
+    assert not fastsag.chroma(silence, CFG).any()
+
+
 @pytest.mark.parametrize(
     "hz, register, pitch_class",
     [
