@@ -837,7 +837,7 @@ def parse_args(parser, argv):
     parser.add_argument("--preset", choices=PRESETS, default="demo", help="of a new model (demo)")
     parser.add_argument("--without", choices=IDEAS, default="", help="leave out an idea: ablation")
     parser.add_argument("--start", metavar="WEIGHTS", help="begin with these, not at random")
-    parser.add_argument("--resume", action="store_true", help="go on; options as before, no --start")
+    parser.add_argument("--resume", action="store_true", help="go on; as before, but no --start")
 
     parser.add_argument("--steps", type=int, default=20000, help="length of the run (20000)")
     parser.add_argument("--minutes", type=float, help="train this long instead")
