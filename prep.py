@@ -722,6 +722,12 @@ def check_least(parser, args, least):
             parser.error(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
 
 
+def check_seed(parser, args):
+    """Exits with a sentence if --seed is too large: torch takes 64 bits, and takes count on."""
+    if args.seed >= 2**62:
+        parser.error(f"--seed {args.seed}: must be below 2^62")
+
+
 def check_options(parser, args):
     """Exits with a sentence if an option is out of range."""
     if args.paths and args.scores:

@@ -61,7 +61,7 @@ from fastsag import (
     told_tempo,
     write_file,
 )
-from prep import audio_bytes, check_least, read_audio, read_set
+from prep import audio_bytes, check_least, check_seed, read_audio, read_set
 
 try:
     import resource
@@ -147,7 +147,7 @@ def read_vocals(path):
     if level == -math.inf:
         raise UserError(
             f"{path} is silent in the mean of its channels; "
-            f"give a recording in which somebody sings"
+            "give a recording in which somebody sings"
         )
 
     if level < HARDLY_AUDIBLE:
@@ -1117,8 +1117,7 @@ def parse_arguments(parser, argv):
     if not 0 <= args.guidance <= 20:
         parser.error(f"--guidance {args.guidance:g}: must lie between 0 and 20")
     check_least(parser, args, {"steps": 1, "takes": 1, "seed": 0})
-    if args.seed >= 2**62:
-        parser.error(f"--seed {args.seed}: must be below 2^62")
+    check_seed(parser, args)
     if args.evaluate and (args.takes != 1 or args.page):
         parser.error("--takes and --page are for songs, not for --evaluate")
     return args

@@ -55,7 +55,7 @@ from fastsag import (
     stft_distance,
     write_file,
 )
-from prep import audio_bytes, check_least, read_set
+from prep import audio_bytes, check_least, check_seed, read_set
 
 MODEL_CROP = 43.69  # seconds per clip, 2^20 samples: beat and key show over a long stretch
 VOCODER_CROP = 0.68  # seconds per clip, 2^14 samples
@@ -837,7 +837,7 @@ def parse_args(parser, argv):
     parser.add_argument("--preset", choices=PRESETS, default="demo", help="of a new model (demo)")
     parser.add_argument("--without", choices=IDEAS, default="", help="leave out an idea: ablation")
     parser.add_argument("--start", metavar="WEIGHTS", help="begin with these, not at random")
-    parser.add_argument("--resume", action="store_true", help="go on; as before, but no --start")
+    parser.add_argument("--resume", action="store_true", help="go on; same options but no --start")
 
     parser.add_argument("--steps", type=int, default=20000, help="length of the run (20000)")
     parser.add_argument("--minutes", type=float, help="train this long instead")
@@ -868,13 +868,12 @@ def parse_args(parser, argv):
     least = {"batch_size": 1, "steps": 1, "every": 1, "minutes": 0.01, "crop": 0.5, "lr": 1e-9}
     least |= {"seed": 0, "warmup": 1}
     check_least(parser, args, least)
+    check_seed(parser, args)
     world = num_processes()
     if args.batch_size % world != 0:
         parser.error(f"--batch-size {args.batch_size}: must be a multiple of {world} processes")
     if not 0 <= args.adversarial <= 1:
         parser.error(f"--adversarial {args.adversarial}: must lie between 0 and 1")
-    if args.seed >= 2**62:
-        parser.error(f"--seed {args.seed}: must be below 2^62")
     if args.vocoder and args.without:
         parser.error("--without is for the model, not for --vocoder")
     if args.resume and args.start:
