@@ -144,7 +144,7 @@ PATCH = 4  # one feature frame is 4 mel frames (43 ms); the U-Net works on 4 x 4
 
 # Spectra are computed so many frames at a time, all clips together. A small piece stays in the
 # caches of a CPU; a GPU wants a large one.
-CPU_PIECE = 1024
+CPU_PIECE = 256
 GPU_PIECE = 65536
 
 
@@ -284,12 +284,13 @@ N_EXPECTED = N_FEATURES + 1  # of the accompaniment, a pulse at each beat is exp
 
 @functools.lru_cache
 def chroma_filterbank(sample_rate, n_fft, device):
-    """(24, n_fft/2 + 1): how much each bin counts for each pitch class, C first, bass first.
+    """(24, bins): how much each bin up to 1400 Hz counts for each pitch class, C first, bass first.
 
     A bin counts by a Gaussian of its distance from the pitch class. The Gaussian is 0.3 semitones
     wide, or 0.6 bins where that is more, below 100 Hz.
     """
-    freqs = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1)[1:]
+    highest = CHROMA_BANDS[-1][1]
+    freqs = torch.arange(1, highest * n_fft / sample_rate) * sample_rate / n_fft  # without bin 0
     pitch = 69 + 12 * torch.log2(freqs / 440)  # MIDI note number
     distance = (pitch - torch.arange(12)[:, None] + 6) % 12 - 6  # (12, bins), -6 to 6 semitones
 
@@ -306,15 +307,15 @@ def compress(mel):
     return torch.log1p(100 * mel.exp())
 
 
-def onset_envelope(mel):
-    """log-mel (B, M, T) -> (B, M, T/4): by how much each band rises within a feature frame."""
-    rise = compress(mel).diff().clamp(min=0)
+def onset_envelope(compressed):
+    """compress(mel) (B, M, T) -> (B, M, T/4): how much each band rises within a feature frame."""
+    rise = compressed.diff().clamp(min=0)
     return F.pad(rise, (1, 0)).unflatten(-1, (-1, PATCH)).sum(-1)
 
 
-def loudness(mel):
-    """log-mel (B, M, T) -> (B, T/4): mean over the bands."""
-    return compress(mel).mean(1).unflatten(-1, (-1, PATCH)).mean(-1)
+def loudness(compressed):
+    """compress(mel) (B, M, T) -> (B, T/4): mean over the bands."""
+    return compressed.mean(1).unflatten(-1, (-1, PATCH)).mean(-1)
 
 
 def chroma(wav, cfg):
@@ -330,8 +331,10 @@ def chroma(wav, cfg):
     # 4 / n_fft: a sine of amplitude 1 has a peak of 1 in the spectrum of a Hann window. abs(), not
     # magnitude(): in silence the latter is a little more than 0, which a cosine takes for a chord.
     filters = chroma_filterbank(low_rate, n_fft, wav.device) * (4 / n_fft)
-    strength = [filters @ spec.abs() for spec in stft_pieces(low_wav, n_fft, low_hop)]
-    strength = torch.cat(strength, dim=-1).unflatten(1, (2, 12))
+    bins = filters.shape[1]
+    pieces = stft_pieces(low_wav, n_fft, low_hop)
+    strength = torch.cat([filters @ spec[:, :bins].abs() for spec in pieces], dim=-1)
+    strength = strength.unflatten(1, (2, 12))
 
     # Only the shape counts, not the loudness. The small constant decides what silence is.
     return strength / (strength.norm(dim=2, keepdim=True) + 0.01)
@@ -343,13 +346,14 @@ def music_features(wav, mel, cfg):
 
     Factors and offsets bring those of accompaniments to about mean 0 and variance 1.
     """
-    bands = onset_envelope(mel).tensor_split(ONSET_BAND_EDGES, dim=1)
+    compressed = compress(mel)
+    bands = onset_envelope(compressed).tensor_split(ONSET_BAND_EDGES, dim=1)
     onsets = torch.stack([band.mean(1) for band in bands], dim=1)
 
     rows = [
         4 * chroma(wav, cfg).flatten(1, 2) - 1,
         3 * onsets.sqrt() - 1,
-        2 * loudness(mel)[:, None] - 2,
+        2 * loudness(compressed)[:, None] - 2,
     ]
     return torch.cat(rows, dim=1)
 
@@ -379,7 +383,7 @@ SWELL = 49  # frames, 2 s: what changes more slowly than this is not rhythm
 
 PLACES_PER_BEAT = 8
 BARS = (4, 3)  # beats: which of them fits is left to the network
-LOOPS = (8, 16, 12)  # beats: chords often come back after so many
+LOOPS = (8, 16, 12)  # beats, whole fours: chords often come back after so many
 N_BAR = 2 * sum(BARS) * PLACES_PER_BEAT + 12 * len(LOOPS)  # 148 rows of the bar profile
 
 
@@ -451,37 +455,44 @@ def interpolate(tracks, time):
     return torch.lerp(left, right, share)
 
 
-def fold(tracks, period, beats, places, cfg):
+def fold(tracks, period, step, lengths, cfg):
     """For each frame, the mean of a track at a place in the bar, over all bars around the frame.
 
-    For example beats = 4 and place = 0.5: the mean over the track half a beat after the frame, and
-    4.5, 8.5, ... beats after it, and 3.5, 7.5, ... beats before it. What is further away counts
-    less, by a Hann window of 22 s to either side.
+    Places are `step` beats apart. For example step 1/8, a bar of 32 steps (four beats) and place 4:
+    the mean of the track half a beat after the frame, 4.5, 8.5, ... beats after it, and 3.5, 7.5,
+    ... beats before it. Place 0 is the frame itself, and whole bars from it. What is further away
+    counts less, by a Hann window of 22 s to either side.
 
-    tracks (B, C, N); period (B, N), frames per beat; beats of a bar or loop; places (R,) in beats
-    -> (B, C, R, N)
+    tracks (B, C, N); period (B, N), frames per beat; lengths, in steps, of several kinds of bars
+    -> for each of these kinds (B, C, length, N)
     """
     N = tracks.shape[-1]
     frame = torch.arange(N, device=tracks.device)
     period = period[:, None]
 
-    # Enough bars for the fastest song. Asking for the song's own period would make a GPU wait.
+    # A block consists of whole bars of every kind (96 steps for bars of 32 and 24), so that tracks
+    # are interpolated once for all kinds. There are enough blocks for the fastest song: asking for
+    # the song's own period would make a GPU wait.
+    block = math.lcm(*lengths)
     shortest = frame_rate(cfg) / (2 * BEAT_SLOWEST)  # frames per beat
-    repeats = int(BEAT_REACH / beats / shortest)
+    blocks_per_side = math.ceil(BEAT_REACH / (shortest * step * block))
 
-    total = 0
-    norm = 0
-    for n in range(-repeats, repeats + 1):
-        distance = (places[:, None] + n * beats) * period  # (B, R, N) frames
+    totals = [0] * len(lengths)
+    norms = [0] * len(lengths)
+    for n in range(-blocks_per_side, blocks_per_side):  # block 0 begins at the frame itself
+        places = step * (n * block + torch.arange(block, device=tracks.device))  # in beats
+        distance = places[:, None] * period  # (B, block, N) frames
         time = frame + distance
-        inside = (time > 0) & (time < N)
+        inside = (time >= 0) & (time < N)
         near = distance.clamp(-BEAT_REACH, BEAT_REACH)
         weight = (0.5 + 0.5 * torch.cos(math.pi / BEAT_REACH * near)) * inside
+        value = weight[:, None] * interpolate(tracks, time)  # (B, C, block, N)
 
-        total = total + weight[:, None] * interpolate(tracks, time)
-        norm = norm + weight
+        for i, length in enumerate(lengths):
+            totals[i] = totals[i] + value.unflatten(2, (-1, length)).sum(2)
+            norms[i] = norms[i] + weight.unflatten(1, (-1, length)).sum(1)
 
-    return total / (norm + 1e-3)[:, None]
+    return [total / (norm + 1e-3)[:, None] for total, norm in zip(totals, norms, strict=True)]
 
 
 @without_autocast
@@ -492,24 +503,28 @@ def bar_profile(mel, chroma_vocals, cfg):
     around it, in bars of four beats and of three; and which notes are sung when a loop of 8, 16 or
     12 beats comes round. Factors bring all rows to about the size of the music features.
     """
-    onsets = onset_envelope(mel).mean(1)
+    compressed = compress(mel)
+    onsets = onset_envelope(compressed).mean(1)
     period = find_beat(onsets, cfg)
 
-    # Onsets and loudness in bars. From each, the mean over a bar of four is taken off: what counts
-    # is which places stand out. One mean serves both bars, so that they can be compared.
-    tracks = torch.stack([4 * onsets, 2 * loudness(mel)], dim=1)
-    bars = []
-    for beats in BARS:
-        steps = torch.arange(beats * PLACES_PER_BEAT, device=mel.device)
-        places = steps / PLACES_PER_BEAT - beats / 2  # from half a bar before to half a bar after
-        bars.append(fold(tracks, period, beats, places, cfg))  # (B, 2, places, T/4)
-    mean = bars[0].mean(2, keepdim=True)
-    bar_rows = (torch.cat(bars, dim=2) - mean).flatten(1, 2)  # (B, 112, T/4)
+    # Onsets and loudness in bars of four and of three: (B, 2, 32, T/4) and (B, 2, 24, T/4)
+    tracks = torch.stack([4 * onsets, 2 * loudness(compressed)], dim=1)
+    lengths = [beats * PLACES_PER_BEAT for beats in BARS]
+    bars = fold(tracks, period, 1 / PLACES_PER_BEAT, lengths, cfg)
 
-    # Notes in loops: bass and middle register together
+    # Rows go from half a bar before the frame to half a bar after it: the frame is in the middle.
+    rows = [bar.roll(length // 2, dims=2) for bar, length in zip(bars, lengths, strict=True)]
+
+    # The mean over a bar of four is taken off: what counts is which places stand out. One mean
+    # serves both kinds of bars, so that they can be compared.
+    mean = rows[0].mean(2, keepdim=True)
+    bar_rows = (torch.cat(rows, dim=2) - mean).flatten(1, 2)  # (B, 112, T/4)
+
+    # Notes in loops, in steps of four beats: bass and middle register together. Of each loop, only
+    # place 0 is kept, where it comes round.
     notes = chroma_vocals[:, :12] + chroma_vocals[:, 12:]
-    here = torch.zeros(1, device=mel.device)
-    loop_rows = [2 * fold(notes, period, beats, here, cfg)[:, :, 0] for beats in LOOPS]
+    loops = fold(notes, period, 4, [beats // 4 for beats in LOOPS], cfg)
+    loop_rows = [2 * loop[:, :, 0] for loop in loops]  # (B, 12, T/4) each
 
     return torch.cat([bar_rows, *loop_rows], dim=1)
 
@@ -1708,9 +1723,9 @@ def resample(wav, rate_in, rate_out):
         return wav
 
     # Odd rates become a nearby fraction, at worst 5e-4 off (44101 Hz: 2e-6). A small one, like
-    # 1/4, is expanded to 64/256: a convolution is fast only with many output channels.
+    # 1/4, is expanded to 16/64: a convolution is fast only with enough output channels.
     ratio = Fraction(rate_out, rate_in).limit_denominator(1000)
-    expand = max(1, 64 // ratio.numerator)
+    expand = max(1, 16 // ratio.numerator)
     up = ratio.numerator * expand
     down = ratio.denominator * expand
     kernel, width = sinc_kernel(up, down, wav.device)

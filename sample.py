@@ -48,6 +48,7 @@ from fastsag import (
     check_told,
     chroma,
     chroma_of,
+    compress,
     denormalise,
     expected_pulse,
     frame_rate,
@@ -753,13 +754,14 @@ def measure(wav, true, cfg, facts):
     mels = log_mel(pair, cfg)  # (2, M, T)
     both = chroma_of(music_features(pair, mels, cfg)).clamp(min=0)  # (2, 24, T/4); 0, not -1e-8
     chroma, true_chroma = both
-    onsets, true_onsets = onset_envelope(mels).mean(1)  # (T/4,) each
+    compressed = compress(mels)
+    onsets, true_onsets = onset_envelope(compressed).mean(1)  # (T/4,) each
     playing = true_chroma.norm(dim=0) > PLAYING
 
     result = {
         "harmony": harmony(chroma[:, playing], true_chroma[:, playing]),
         "rhythm": rhythm(onsets, true_onsets),
-        "rhythm +-64 ms": rhythm_within_64_ms(mels[0], true_onsets),
+        "rhythm +-64 ms": rhythm_within_64_ms(compressed[0], true_onsets),
     }
     if "chords" in facts:
         frames = torch.arange(len(onsets))
@@ -782,15 +784,15 @@ def rhythm(onsets, true_onsets):
     return correlation.nan_to_num().item()  # an envelope without any onset: 0
 
 
-def rhythm_within_64_ms(mel, true_onsets):
-    """The highest rhythm that log-mel (M, T) reaches when it is moved by -6 to 6 mel frames.
+def rhythm_within_64_ms(compressed, true_onsets):
+    """The highest rhythm that a mel reaches when it is moved by -6 to 6 frames.
 
-    A mel frame lasts 10.7 ms. An accompaniment that is early or late by a constant time, as some
-    singers are, reaches as much as one in time.
+    compressed (M, T): compress(log-mel). A mel frame lasts 10.7 ms. An accompaniment that is early
+    or late by a constant time, as some singers are, reaches as much as one in time.
     """
     best = -1.0
     for shift in range(-6, 7):
-        moved = mel.roll(shift, dims=-1)  # what leaves at one end comes in at the other
+        moved = compressed.roll(shift, dims=-1)  # what leaves at one end comes in at the other
         best = max(best, rhythm(onset_envelope(moved[None])[0].mean(0), true_onsets))
     return best
 
@@ -865,7 +867,7 @@ def copy_distances(copy, true, cfg):
     onsets still are: the mean of the strongest hundredth in the copy over that in the original.
     """
     mels = log_mel(torch.cat([copy, true]), cfg)
-    onsets = onset_envelope(mels).mean(1)  # (2, T/4)
+    onsets = onset_envelope(compress(mels)).mean(1)  # (2, T/4)
     strongest = max(1, onsets.shape[-1] // 100)
     copy_peak, true_peak = onsets.topk(strongest).values.mean(-1)
     return {

@@ -414,29 +414,58 @@ def test_the_beat_is_found(per_minute, found):
     close(period / frames_per_beat(found), torch.ones(2, 1200), 0.003, "frames per beat")
 
 
-@each_tempo
-def test_the_bar_is_folded_onto_the_beat(per_minute, found):
-    at = 600  # the frame to look at
-    beats = 4
-    beat = frames_per_beat(found)
-    onsets = onsets_of_beats(frames_per_beat(per_minute))
-    downbeats = strikes(beats * beat, 9)
+@pytest.mark.parametrize("at", [0, 600, 1190])  # the frame to look at
+@pytest.mark.parametrize("per_minute", [66.7, 80, 107])
+@pytest.mark.parametrize(
+    "step, lengths",
+    [
+        pytest.param(1 / 8, [32, 24], id="bars of four and of three"),
+        pytest.param(4, [2, 4, 3], id="loops"),
+    ],
+)
+def test_bars_are_folded_onto_the_beat(step, lengths, per_minute, at):
+    beat = frames_per_beat(per_minute)
+    onsets = onsets_of_beats(beat)
+    downbeats = strikes(4 * beat, 9)
     tracks = torch.stack([onsets, downbeats])
-    away = torch.arange(beats * 8) / 8 - beats / 2
     period = torch.full((1, len(BEAT_FRAMES)), beat)
 
-    rows = fastsag.fold(tracks[None], period, beats, away, CFG)[0, :, :, at]
+    folded = fastsag.fold(tracks[None], period, step, lengths, CFG)
 
-    # Plainly, for some of the places: the mean of all bars, weighted by a Hann window
-    bars = torch.arange(-30, 31)
-    for i in range(3, len(away), 7):
-        distance = (beat * (away[i] + beats * bars)).numpy()
-        hann = np.cos(np.pi / 2 * distance / 512) ** 2
-        hann[np.abs(distance) >= 512] = 0
-        for track, value in zip(tracks, rows[:, i], strict=True):
-            values = np.interp(at + distance, BEAT_FRAMES, track)
-            mean = np.average(values, weights=hann)
-            close(value, mean, 2e-3, f"{away[i]:.3f} beats away")
+    # Plainly, for each place: the mean of all bars, weighted by a Hann window
+    bars = torch.arange(-60, 61)
+    for length, rows in zip(lengths, folded, strict=True):
+        assert rows.shape == (1, 2, length, len(BEAT_FRAMES))
+        for place in range(length):
+            distance = (beat * step * (place + length * bars)).numpy()
+            time = at + distance
+            hann = np.cos(np.pi / 2 * distance / 512) ** 2
+            hann[(np.abs(distance) >= 512) | (time < 0) | (time >= len(BEAT_FRAMES))] = 0
+            total = max(hann.sum(), 1e-3)  # where all bars are outside, the mean is 0
+            for track, value in zip(tracks, rows[0, :, place, at], strict=True):
+                mean = (hann * np.interp(time, BEAT_FRAMES, track)).sum() / total
+                close(value, mean, 2e-3, f"place {place} of {length}")
+
+
+def test_a_single_strike_and_a_note_come_in_their_rows_of_the_bar_profile():
+    at = 600
+    mel = torch.full((1, 100, 4 * len(BEAT_FRAMES)), math.log(1e-5))
+    mel[..., 4 * at : 4 * at + 4] = 0
+    onsets = fastsag.onset_envelope(fastsag.compress(mel)).mean(1)
+    beat = fastsag.find_beat(onsets, CFG)[0, at]
+    chroma = torch.zeros(1, 24, len(BEAT_FRAMES))
+    chroma[:, 9, round(at + 8 * beat.item()) + torch.arange(-2, 3)] = 1  # an A, 8 beats later
+
+    rows = fastsag.bar_profile(mel, chroma, CFG)[0, :, at]
+
+    onsets_of_four, onsets_of_three, loud_of_four, loud_of_three = rows[:112].split([32, 24] * 2)
+    for four, three in ((onsets_of_four, onsets_of_three), (loud_of_four, loud_of_three)):
+        close(four.mean(), 0, 1e-5, "the mean over a bar of four")
+        assert four.argmax() == 16 and three.argmax() == 12, "the frame is in the middle"
+    loops = rows[112:].view(3, 12)  # of 8, 16, 12 beats
+    assert loops[0].argmax() == 9 and loops[0, 9] > 0.1
+    close(loops[0, :9], torch.zeros(9), 1e-6, "other notes")
+    close(loops[1:], torch.zeros(2, 12), 1e-6, "other loops")
 
 
 # --------------------------------------------------------------------------------------------------
