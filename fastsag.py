@@ -653,12 +653,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x, scale=0.0):
         """x (B, C, ...); scale (B, C), if given, changes the gain for each example."""
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        inverse = (norm * x.shape[1] ** -0.5 + 1e-3).reciprocal()
+        # 1e-6: silence stays silent. The mean is taken in float32; the result has the dtype of x.
+        mean_square = x.square().mean(dim=1, keepdim=True, dtype=torch.float32)
+        inverse = (mean_square + 1e-6).rsqrt()
         gain = self.gain * (1 + scale)  # (C,) or (B, C)
         gain = gain.view(*gain.shape, *[1] * (x.dim() - 2))
-
-        # On CUDA, autocast returns norms in float32; what follows stays in the dtype of x.
         return x * inverse.to(x.dtype) * gain.to(x.dtype)
 
 

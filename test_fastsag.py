@@ -574,6 +574,21 @@ def turned(x):
     return torch.view_as_real(torch.complex(real, imaginary) * turn).flatten(3)
 
 
+@pytest.mark.parametrize("shape", [(2, 48, 7), (2, 48, 5, 7)])
+def test_rms_norm_equals_that_of_torch(shape):
+    norm = fastsag.RMSNorm(48)
+    norm.gain.data = 1 + 0.3 * noise(48)
+    x = noise(*shape)
+
+    y = norm(x)
+    y_bfloat16 = norm(x.bfloat16())
+
+    plain = F.rms_norm(x.movedim(1, -1), (48,), norm.gain, eps=1e-6).movedim(-1, 1)
+    close(y, plain, 1e-5, "float32")
+    assert y_bfloat16.dtype == torch.bfloat16
+    close(y_bfloat16.float(), plain, 0.05, "bfloat16")
+
+
 @pytest.mark.parametrize("T", [5, 8, 16, 37])
 def test_local_attention_equals_plain_masked_attention(T):
     radius = 8
@@ -583,7 +598,7 @@ def test_local_attention_equals_plain_masked_attention(T):
 
     y = layer(x)
 
-    normed = x / (x.square().mean(1, keepdim=True).sqrt() + 1e-3)
+    normed = F.rms_norm(x.mT, (48,), eps=1e-6).mT
     qkv = layer.qkv(normed).transpose(1, 2).unflatten(2, (3, 2, head))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, head) each
     near = (torch.arange(T)[:, None] - torch.arange(T)).abs() <= radius
