@@ -27,10 +27,10 @@ Names, the same everywhere:
     sigma, c_skip, ...  the letters of EDM, Table 1
     F_x, D_x            raw network output, denoised mel
 
-The other papers: EDM (Karras et al. 2022, arXiv 2206.00364), DPM-Solver++ (Lu et al. 2022, arXiv
-2211.01095), classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), Grad-TTS (Popov et
-al. 2021, arXiv 2105.06337), RoPE (Su et al. 2021, arXiv 2104.09864), Vocos (Siuzdak 2023, arXiv
-2306.00814), fast Griffin-Lim (Perraudin et al. 2013).
+The other papers: EDM (Karras et al. 2022, arXiv 2206.00364), classifier-free guidance (Ho and
+Salimans 2022, arXiv 2207.12598), Grad-TTS (Popov et al. 2021, arXiv 2105.06337), RoPE (Su et al.
+2021, arXiv 2104.09864), Vocos (Siuzdak 2023, arXiv 2306.00814), fast Griffin-Lim (Perraudin et al.
+2013).
 """
 import functools
 import io
@@ -947,13 +947,15 @@ class UNet(nn.Module):
 #
 # Preconditioning, loss weight, noise distribution and the formula for the noise levels are those of
 # EDM's Table 1 (column "Ours"). Three things differ:
-#   - The solver is DPM-Solver++(2M): second order like EDM's Heun, but one evaluation per step.
+#   - The solver is Euler's, as in the official code. A second-order solver that ends nearer to the
+#     exact solution, DPM-Solver++, does not play better; EDM's own, Heun's, does worse in so few
+#     steps (docs/log.md, 2026-11-27 and 2026-11-28).
 #   - It starts from mu in noise of sigma 5, not from pure noise of 80. From 80 down to 5, the best
 #     guess is hardly more than the mean, and mu is that mean.
 #   - Guidance acts on the high noise levels only, and the first noise is divided by a temperature,
 #     though the network is told sigma_max (Grad-TTS).
 # The official code takes the preconditioning of consistency models, (sigma - sigma_min) for sigma,
-# and 51 Euler steps.
+# and 51 steps.
 
 
 class Denoiser(nn.Module):
@@ -996,30 +998,16 @@ def noise_levels(num_steps, cfg):
     return F.pad(sigmas, (0, 1))
 
 
-def dpm_solver(denoise, x, sigmas, progress=False):
-    """DPM-Solver++(2M), Lu et al., Algorithm 2: from x with noise of sigmas[0] to a sample.
+def euler_solver(denoise, x, sigmas, progress=False):
+    """From x (B, M, T) in noise of sigmas[0] to a sample: EDM, Algorithm 1 without its correction.
 
-    denoise(x, sigma) -> D_x. sigmas (num_steps + 1,) fall, the last one is 0. In EDM's terms their
-    alpha is 1 and their lambda is -ln(sigma). Along lambda, x approaches D_x exponentially. D_x is
-    extrapolated in a straight line from the last two evaluations, which makes it second order.
+    denoise(x, sigma) -> D_x. sigmas (num_steps + 1,) fall, the last one is 0: there x ends at the
+    denoised mel itself.
     """
-    num_steps = len(sigmas) - 1
-    step_size = -sigmas.log().diff()  # of lambda; the last one, to sigma 0, is infinite
-    old_denoised = None
-
     hide = None if progress else True  # None: show the bar on a terminal, not in a file
-    for i in tqdm(range(num_steps), "diffusion", leave=False, disable=hide):
-        denoised = denoise(x, sigmas[i])
-
-        # The first step has no older evaluation. The last one ends at the denoised mel itself.
-        target = denoised
-        if 0 < i < num_steps - 1:
-            slope = (denoised - old_denoised) / step_size[i - 1]
-            target = denoised + 0.5 * step_size[i] * slope
-
-        x = target + (x - target) * (sigmas[i + 1] / sigmas[i])
-        old_denoised = denoised
-
+    for i in tqdm(range(len(sigmas) - 1), "diffusion", leave=False, disable=hide):
+        slope = (x - denoise(x, sigmas[i])) / sigmas[i]  # dx / dsigma, eq. 1 and 3
+        x = x + (sigmas[i + 1] - sigmas[i]) * slope
     return x
 
 
@@ -1252,7 +1240,7 @@ class FastSAG(nn.Module):
             return self.denoise_song(x, sigma, mu, expected, scale)
 
         with bfloat16_where_it_pays(mu.device):
-            return dpm_solver(denoise, x, sigmas, progress)
+            return euler_solver(denoise, x, sigmas, progress)
 
     # From here on: what a user calls, and the steps that sample.py times one by one
 
