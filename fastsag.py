@@ -383,7 +383,7 @@ SWELL = 49  # frames, 2 s: what changes more slowly than this is not rhythm
 
 PLACES_PER_BEAT = 8
 BARS = (4, 3)  # beats: which of them fits is left to the network
-LOOPS = (8, 16, 12)  # beats, whole fours: chords often come back after so many
+LOOPS = (8, 16, 12)  # beats, multiples of 4: chords often come back after so many
 N_BAR = 2 * sum(BARS) * PLACES_PER_BEAT + 12 * len(LOOPS)  # 148 rows of the bar profile
 
 
@@ -520,8 +520,8 @@ def bar_profile(mel, chroma_vocals, cfg):
     mean = rows[0].mean(2, keepdim=True)
     bar_rows = (torch.cat(rows, dim=2) - mean).flatten(1, 2)  # (B, 112, T/4)
 
-    # Notes in loops, in steps of four beats: bass and middle register together. Of each loop, only
-    # place 0 is kept, where it comes round.
+    # Notes in loops, in steps of four beats: bass and middle register together. Only place 0 is
+    # kept: the frame itself, and whole loops from it.
     notes = chroma_vocals[:, :12] + chroma_vocals[:, 12:]
     loops = fold(notes, period, 4, [beats // 4 for beats in LOOPS], cfg)
     loop_rows = [2 * loop[:, :, 0] for loop in loops]  # (B, 12, T/4) each
@@ -653,7 +653,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x, scale=0.0):
         """x (B, C, ...); scale (B, C), if given, changes the gain for each example."""
-        # 1e-6: silence stays silent. The mean is taken in float32; the result has the dtype of x.
+        # 1e-6: silence stays silent. The mean is taken in float32; the result has the dtype of x,
+        # also under CUDA's autocast, which squares in float32.
         mean_square = x.square().mean(dim=1, keepdim=True, dtype=torch.float32)
         inverse = (mean_square + 1e-6).rsqrt()
         gain = self.gain * (1 + scale)  # (C,) or (B, C)
@@ -948,8 +949,8 @@ class UNet(nn.Module):
 # Preconditioning, loss weight, noise distribution and the formula for the noise levels are those of
 # EDM's Table 1 (column "Ours"). Three things differ:
 #   - The solver is Euler's, as in the official code. A second-order solver that ends nearer to the
-#     exact solution, DPM-Solver++, does not play better; EDM's own, Heun's, does worse in so few
-#     steps (docs/log.md, 2026-11-27 and 2026-11-28).
+#     exact solution, DPM-Solver++, does not play better (docs/log.md, 2026-11-28); EDM's own,
+#     Heun's, does worse in so few steps (2026-11-27, "The ladder of steps").
 #   - It starts from mu in noise of sigma 5, not from pure noise of 80. From 80 down to 5, the best
 #     guess is hardly more than the mean, and mu is that mean.
 #   - Guidance acts on the high noise levels only, and the first noise is divided by a temperature,

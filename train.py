@@ -9,7 +9,8 @@
     torchrun --nproc_per_node=8 -- train.py --batch-size 128    8 GPUs share the 128 clips of a step
     torchrun --nproc_per_node=2 -- train.py --compile     2 CPU cores: 1.4 times as fast
 
-The "--" keeps torchrun from taking --start for an option of its own.
+The "--" keeps torchrun from taking --start for an option of its own. On a CPU, --compile needs a
+C++ compiler.
 
 Of several sets, each counts by its length. A run that is killed and resumed has the same losses as
 one that was not. Every --every steps these are written: OUT/checkpoint.pt, which holds everything
